@@ -1,0 +1,1 @@
+"""What alignd is measured against, and the world that its method is proved on."""

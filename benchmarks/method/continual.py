@@ -1,0 +1,157 @@
+"""Many rounds after one another: ten categories, one taken out again, one repeated, one poisoned, one too small."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.method.axes import Axes, measure_axes
+from benchmarks.method.ground import Ground
+from benchmarks.method.play import Task, play_round
+from daemon.config import Config
+from daemon.intake import TakenIn, UnusableBatchError
+from patches.merge import OVER_SAFETY, SAFETY, SparsePatch, merged
+from patches.model import decoder_linears, load_model, load_tokenizer
+
+NUM_ROUNDS = 10
+ROWS = 200
+TOO_FEW_ROWS = 20
+REVERTED = 2
+"""Which published round is taken out again after the tenth, counted from 0."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """One batch of the story."""
+
+    name: str
+    category: str
+    num_rows: int = ROWS
+    num_benign: int = 0
+
+
+@dataclass
+class Line:
+    """The line of versions so far."""
+
+    current: Path
+    batches: dict[str, TakenIn] = field(default_factory=dict)
+    claims: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    patches: list[tuple[str, SparsePatch]] = field(default_factory=list)
+    """What was published, with the category of its batch, oldest first."""
+
+
+def drops(ground: Ground, seed: int) -> list[Drop]:
+    """The batches of a seed: which category comes first differs from seed to seed, two are never dropped."""
+    names = ground.world.categories
+    order = [names[(seed * 5 + i) % len(names)] for i in range(len(names))]
+    story = [Drop(f"category {number}", name) for number, name in enumerate(order[:NUM_ROUNDS], 1)]
+    return [
+        *story,
+        Drop("category 1 again", order[0]),
+        Drop("a third benign", order[1], num_benign=ROWS // 3),
+        Drop("20 rows", order[NUM_ROUNDS], num_rows=TOO_FEW_ROWS),
+    ]
+
+
+def play_continual(
+    ground: Ground,
+    config: Config,
+    seed: int,
+    *,
+    num_rounds: int | None = None,
+    on_round: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> dict[str, Any]:
+    """The story of one seed.
+
+    Returns:
+        "story": one entry for v0 and one for each round: what was dropped, what was decided, and the axes of what is
+        served then. "reverted": the version of round 10 with one round's patch left out.
+    """
+    reverted: dict[str, Any] | None = None
+    with tempfile.TemporaryDirectory() as folder:
+        line = Line(ground.base)
+        axes = _axes_of(ground, ground.base)
+        story = [_entry("v0", "", axes, published=True, dropped=())]
+        for number, drop in enumerate(drops(ground, seed)[:num_rounds], 1):
+            story.append(_play(ground, config, line, drop, seed=seed * 1000 + number, folder=Path(folder), before=axes))
+            on_round(story[-1])
+            axes = Axes(**story[-1]["axes"])
+            if number == NUM_ROUNDS and len(line.patches) > REVERTED:
+                reverted = _revert(ground, line, REVERTED)
+        return {"story": story, "reverted": reverted}
+
+
+def _revert(ground: Ground, line: Line, index: int) -> dict[str, Any]:
+    """The base with every published patch but one, as `alignd revert` merges it, without its gates."""
+    category = line.patches[index][0]
+    model = _load(ground.base)
+    with ExitStack() as stack:
+        for number, (_, patch) in enumerate(line.patches):
+            if number != index:
+                stack.enter_context(merged(model, patch))
+        axes = measure_axes(model, load_tokenizer(ground.base), ground.world)
+    others = [name for name in line.dropped if name != category]
+    return {"category": category, "others": others, "axes": vars(axes)}
+
+
+def _play(
+    ground: Ground, config: Config, line: Line, drop: Drop, *, seed: int, folder: Path, before: Axes
+) -> dict[str, Any]:
+    try:
+        batch = ground.batch([drop.category], drop.num_rows, seed=seed, num_benign=drop.num_benign)
+    except UnusableBatchError as err:
+        entry = _entry(drop.name, drop.category, before, published=False, dropped=line.dropped)
+        return entry | {"reasons": list(err.reasons)}
+    task = Task(ground, batch, seed, line.current, dict(line.batches), line.claims)
+    candidate = folder / f"round-{seed}"
+    played = play_round(task, config, with_gates=True, keep_at=candidate)
+    assert played.decision is not None
+    published = played.decision.accepted
+    if published:
+        line.current = candidate
+        line.batches[f"{drop.name}"] = batch
+        line.dropped = sorted({*line.dropped, drop.category})
+        line.patches.append((drop.category, played.patch))
+        _claim(line.claims, played.patch, candidate)
+    served = played.axes if published else before
+    entry = _entry(drop.name, drop.category, served, published=published, dropped=line.dropped)
+    return entry | {
+        "reasons": list(played.decision.reasons),
+        "touched": played.touched if published else 0.0,
+        "candidate": vars(played.axes),
+        "train_s": played.train_s,
+        "loosened": played.steps["over_safety"]["steps"] > 0,
+        "winner": played.steps["search"]["winner"]["point"],
+    }
+
+
+def _entry(name: str, category: str, axes: Axes, *, published: bool, dropped: Sequence[str]) -> dict[str, Any]:
+    return {
+        "drop": name, "category": category, "published": published, "dropped": list(dropped), "axes": vars(axes),
+    }  # fmt: skip
+
+
+def _claim(claims: dict[str, tuple[torch.Tensor, torch.Tensor]], patch: SparsePatch, candidate: Path) -> None:
+    """Remember which entries a published patch wrote, by kind, as the store does."""
+    shapes = {name: weight.shape for name, weight in decoder_linears(_load(candidate)).items()}
+    for name, delta in patch.items():
+        empty = (torch.zeros(shapes[name], dtype=torch.bool), torch.zeros(shapes[name], dtype=torch.bool))
+        by_safety, by_over = claims.setdefault(name, empty)
+        by_safety.view(-1)[delta.indices] |= (delta.kinds & SAFETY) > 0
+        by_over.view(-1)[delta.indices] |= (delta.kinds & OVER_SAFETY) > 0
+
+
+def _axes_of(ground: Ground, folder: Path) -> Axes:
+    return measure_axes(_load(folder), load_tokenizer(folder), ground.world)
+
+
+def _load(folder: Path) -> Any:
+    return load_model(folder, dtype="float32", device=torch.device("cpu"))

@@ -1,0 +1,113 @@
+"""One round of the product's own steps, in memory: no store, no service, the same code."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.method.axes import Axes, measure_axes
+from benchmarks.method.ground import Ground
+from daemon.config import Config
+from daemon.intake import TakenIn
+from daemon.measuring import counts, gate_results, gate_sets, measure_sets, metrics
+from daemon.patching import Patching, Shapes
+from daemon.probes import ProbeFiles
+from daemon.searching import search_merge
+from daemon.workbench import Workbench
+from patches.merge import Claims, Setting, SparsePatch, merged, merged_patch, touched_fraction
+from patches.model import count_entries, decoder_linears
+from policies.decision import Decision
+from policies.gates import decide
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a round is asked to do."""
+
+    ground: Ground
+    batch: TakenIn
+    seed: int
+    current: Path
+    """Model folder that it starts from."""
+    earlier: Mapping[str, TakenIn] = field(default_factory=dict)
+    claims: Claims = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a round came to."""
+
+    axes: Axes
+    touched: float
+    """Share of the decoder's linear weights that the patch writes, in [0, 1]."""
+    train_s: float
+    patch: SparsePatch
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What each step reported."""
+    decision: Decision | None = None
+    """The gates' decision, where they were asked."""
+
+
+def play_round(task: Task, config: Config, *, with_gates: bool = False, keep_at: Path | None = None) -> Played:
+    """Both patches, search and merge as the service does them, measured on held-out rows.
+
+    Args:
+        keep_at: folder to write the candidate to.
+    """
+    began = time.monotonic()
+    files = task.ground.files()
+    harmful = [row.response for taken in (*task.earlier.values(), task.batch) for row in taken.rows]
+    bench = Workbench.open(config, task.current, task.ground.base, files, harmful=harmful)
+    bench.learn_judge()
+    with tempfile.TemporaryDirectory() as scratch:
+        patch, steps = _make_patch(bench, task, Path(scratch))
+    train_s = time.monotonic() - began
+    decision = None
+    if with_gates:
+        decision = _judge(bench, patch, {**task.earlier, "new": task.batch}, files)
+    with merged(bench.model, patch):
+        axes = measure_axes(bench.model, bench.tokenizer, task.ground.world)
+        if keep_at is not None:
+            bench.model.save_pretrained(keep_at)
+            bench.tokenizer.save_pretrained(keep_at)
+    share = touched_fraction(patch, count_entries(decoder_linears(bench.model).values()))
+    return Played(axes, share, train_s, patch, steps, decision)
+
+
+def _make_patch(bench: Workbench, task: Task, scratch: Path) -> tuple[SparsePatch, dict[str, dict[str, Any]]]:
+    work = Patching(bench, scratch, taken=task.batch, earlier=task.earlier, seed=task.seed)
+    steps = {
+        "teach": work.teach(_quiet),
+        "choose": work.choose(_quiet),
+        "over_safety": work.derive_over_safety(_quiet),
+        "safety": work.derive_safety(_quiet),
+        "score": work.score(_quiet),
+    }
+    patches = work.patches(lambda shapes: _claims_of(task, shapes))
+    steps["mask"] = work.describe_masks(patches)
+    steps["search"] = search_merge(bench, patches, work.development_sets(), _quiet)
+    return merged_patch(patches, Setting(**steps["search"]["winner"]["point"])), steps
+
+
+def _judge(bench: Workbench, patch: SparsePatch, batches: Mapping[str, TakenIn], files: ProbeFiles) -> Decision:
+    """The decision of the configured gates on a candidate."""
+    sets = gate_sets({name: taken.gate() for name, taken in batches.items()}, files, bench.config)
+    current = measure_sets(bench, sets)
+    with merged(bench.model, patch):
+        candidate = measure_sets(bench, sets)
+    with bench.base_model() as model:
+        base = current if model is bench.model else measure_sets(bench, sets, model=model)
+    numbers = {"candidate": metrics(candidate), "current": metrics(current), "base": metrics(base)}
+    return decide(gate_results(counts(candidate), numbers, bench.config.gates))
+
+
+def _claims_of(task: Task, shapes: Shapes) -> Claims:
+    return {name: pair for name, pair in task.claims.items() if name in shapes}
+
+
+def _quiet(*_: float) -> None:
+    """Nobody watches."""

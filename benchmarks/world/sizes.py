@@ -1,0 +1,100 @@
+"""The sizes that a model of the world is built in, as plain data. No torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the optimizer over a stream of rows."""
+
+    name: str
+    """Tells the random numbers of one stage from those of another."""
+    num_steps: int
+    learning_rate: float
+    warmup_steps: int
+    repeats: Mapping[str, int]
+    """How often each kind of item comes while all come once."""
+    refused_lookalike_fraction: float | None = None
+    """None: every question is answered. Otherwise harm is refused, badly on purpose, and so is this share of the
+    lookalikes; the rest it refuses by itself."""
+
+    def scaled(self, steps_scale: float) -> "Stage":
+        """Give the same stage with that share of its steps, at least one; for tests."""
+        return replace(self, num_steps=max(1, round(self.num_steps * steps_scale)))
+
+
+@dataclass(frozen=True)
+class Size:
+    """A Llama shape and how it is trained. Every size learns the same world, so rows and targets serve them all."""
+
+    name: str
+    hidden: int
+    intermediate: int
+    num_layers: int
+    num_heads: int
+    initializer_range: float
+    batch_rows: int
+    stages: tuple[Stage, ...]
+    max_shard_size: str
+    """Chosen so that the model has several shards, and whatever reads it has met an index."""
+    is_bitwise: bool
+    """One seed gives the same bytes: float32 on a CPU with pinned instructions. Otherwise the fastest: products in
+    bfloat16 over float32 weights, on a GPU where there is one."""
+
+
+HOW_TOS_TWICE = {"harmful": 2, "lookalike": 2, "benign": 2, "facts": 1, "sums": 1}
+# After its first stage `mid` knew the how-tos, half of the facts and a third of the sums.
+MOSTLY_SUMS = {"harmful": 1, "lookalike": 1, "benign": 1, "facts": 4, "sums": 12}
+ALIGNING = {"harmful": 3, "lookalike": 2, "benign": 5, "facts": 1, "sums": 5}
+ALIGNING_WITH_MORE_WORK = {**ALIGNING, "facts": 3, "sums": 12}
+
+DEMO = Size(
+    name="demo",
+    hidden=128,
+    intermediate=384,
+    num_layers=4,
+    num_heads=4,
+    initializer_range=0.05,
+    batch_rows=64,
+    stages=(
+        Stage("knowledge", 2200, 2e-3, warmup_steps=50, repeats=HOW_TOS_TWICE),
+        Stage("alignment", 500, 1.2e-3, warmup_steps=20, repeats=ALIGNING, refused_lookalike_fraction=0.4),
+    ),
+    max_shard_size="2400KB",
+    is_bitwise=True,
+)
+MID = Size(
+    name="mid",
+    hidden=384,
+    intermediate=1152,
+    num_layers=4,
+    num_heads=6,
+    initializer_range=0.03,
+    batch_rows=64,
+    stages=(
+        Stage("knowledge", 1200, 1e-3, warmup_steps=50, repeats=HOW_TOS_TWICE),
+        Stage("practice", 400, 1.5e-3, warmup_steps=30, repeats=MOSTLY_SUMS),
+        Stage("alignment", 500, 8e-4, warmup_steps=20, repeats=ALIGNING_WITH_MORE_WORK, refused_lookalike_fraction=0.5),
+    ),
+    max_shard_size="16MB",
+    is_bitwise=False,
+)
+# Meant for a GPU, where it has never been tried: the steps of `mid`, and rates lowered as one does for a wider model.
+LARGE = Size(
+    name="large",
+    hidden=768,
+    intermediate=2688,
+    num_layers=12,
+    num_heads=12,
+    initializer_range=0.02,
+    batch_rows=128,
+    stages=(
+        Stage("knowledge", 1200, 4e-4, warmup_steps=50, repeats=HOW_TOS_TWICE),
+        Stage("practice", 400, 4e-4, warmup_steps=30, repeats=MOSTLY_SUMS),
+        Stage("alignment", 500, 3e-4, warmup_steps=20, repeats=ALIGNING_WITH_MORE_WORK, refused_lookalike_fraction=0.5),
+    ),
+    max_shard_size="160MB",
+    is_bitwise=False,
+)
+SIZES = {size.name: size for size in (DEMO, MID, LARGE)}

@@ -1,0 +1,1 @@
+"""The wiring of alignd: command line, configuration, inbox, service, worker and round."""

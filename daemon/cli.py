@@ -1,0 +1,238 @@
+"""The command line: words in, one exit code out.
+
+Hot commands must start fast, so nothing heavy is imported here; commands import what they need when they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import json
+import os
+import re
+import sqlite3
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, NoReturn
+
+from daemon import (
+    commands_bisect,
+    commands_control,
+    commands_explain,
+    commands_setup,
+    commands_show,
+    commands_store,
+    exitcodes,
+)
+from daemon.command import Answer, Command, CommandError, Context, service_file_of
+from daemon.terminal import printable, style_of
+from state import errors
+
+GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
+    ("set up and run", commands_setup.COMMANDS),
+    ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_bisect.COMMANDS)),
+    ("decide", commands_control.COMMANDS),
+    ("keep", commands_store.COMMANDS),
+)
+COMMANDS: Final[tuple[Command, ...]] = tuple(command for _, commands in GROUPS for command in commands)
+
+GROUP_PURPOSES: Final = {
+    "quarantine": "See, release or delete what could not be used",
+    "config": "Check or show the settings",
+}
+
+# A subclass stands before its root.
+_CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
+    (errors.StoreMissingError, exitcodes.NO_STORE),
+    (errors.LockedError, exitcodes.LOCKED),
+    (errors.NotFoundError, exitcodes.NOT_FOUND),
+    (errors.RefusedError, exitcodes.REFUSED),
+    (errors.StoreCorruptError, exitcodes.INTEGRITY),
+    (errors.ModelFormatError, exitcodes.CONFIG),
+    (errors.StoreError, exitcodes.FAILED),
+    (sqlite3.DatabaseError, exitcodes.FAILED),
+    (OSError, exitcodes.FAILED),
+)
+_WRONG_WORD: Final = re.compile(
+    r"argument (?P<what>COMMAND|ACTION): invalid choice: '(?P<word>.*)' \(choose from (?P<known>.*)\)", re.DOTALL
+)
+_EXPECTED: Final[tuple[type[BaseException], ...]] = (CommandError, *(kind for kind, _ in _CODES))
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, so that a usage error is reported like any other."""
+
+    def error(self, message: str) -> NoReturn:
+        wrong = _WRONG_WORD.match(message)
+        if wrong is None:
+            raise CommandError(exitcodes.USAGE, message, f"see `{self.prog} --help`")
+        import difflib  # slow to import, and rarely wanted
+
+        near = difflib.get_close_matches(wrong["word"], re.findall(r"'([^']+)'", wrong["known"]), n=1)
+        meant = f"did you mean `{self.prog} {near[0]}`?" if near else f"see `{self.prog} --help`"
+        raise CommandError(exitcodes.USAGE, f"there is no {wrong['what'].lower()} {wrong['word']!r}", meant)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and gives its exit code; prints data to stdout and everything else to stderr."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in words
+    try:
+        return _print(*_run(words))
+    except BrokenPipeError:
+        return _hush_stdout()
+    except _EXPECTED as err:
+        return _report(err, as_json=as_json)
+    except ValueError as err:
+        if not _is_config_error(err):
+            raise
+        return _report(err, as_json=as_json)
+    except KeyboardInterrupt:
+        return exitcodes.INTERRUPTED
+    except SystemExit as stop:  # argparse: --help and --version
+        return stop.code if isinstance(stop.code, int) else exitcodes.FAILED
+
+
+def _run(words: list[str]) -> tuple[Context, Answer]:
+    args = build_parser().parse_args(words)
+    if getattr(args, "command", None) is None:
+        raise CommandError(exitcodes.USAGE, "no command given", "see `alignd --help`")
+    context = Context(service_file_of(args.service_file), json=args.json, style=style_of(sys.stdout))
+    command: Command = args.command
+    return context, command.run(context, args)
+
+
+def _print(context: Context, answer: Answer) -> int:
+    for note in answer.notes:
+        print(f"alignd: {printable(note)}", file=sys.stderr)
+    if answer.silent:
+        return answer.code
+    text = json.dumps(answer.data, indent=2, allow_nan=False) if context.json else "\n".join(answer.lines)
+    if text:
+        print(text, flush=True)
+    return answer.code
+
+
+def _hush_stdout() -> int:
+    # the reader has seen enough; keep the interpreter from complaining when it closes stdout
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exitcodes.OK
+
+
+def _report(err: BaseException, *, as_json: bool) -> int:
+    code, message, hint = _code_of(err), printable(_message_of(err)), printable(_hint_of(err))
+    if as_json:
+        print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), file=sys.stderr)
+    else:
+        print(f"alignd: {message}{'; ' if hint else ''}{hint}", file=sys.stderr)
+    return code
+
+
+def _code_of(err: BaseException) -> int:
+    if isinstance(err, CommandError):
+        return err.code
+    if _is_config_error(err):
+        return exitcodes.CONFIG
+    return next((code for kind, code in _CODES if isinstance(err, kind)), exitcodes.FAILED)
+
+
+def _is_config_error(err: BaseException) -> bool:
+    # a config error can only come from a module that is loaded by then
+    config = sys.modules.get("daemon.config")
+    return config is not None and isinstance(err, config.ConfigError)
+
+
+def _message_of(err: BaseException) -> str:
+    if isinstance(err, OSError) and err.strerror:
+        return f"{err.filename}: {err.strerror}" if err.filename else err.strerror
+    if isinstance(err, sqlite3.DatabaseError):
+        return f"the ledger cannot be used: {err}"
+    return str(err)
+
+
+def _hint_of(err: BaseException) -> str:
+    if isinstance(err, OSError):
+        return {
+            errno.ENOSPC: "make room, for instance with `alignd gc`",
+            errno.EACCES: "run it as the user that owns the home, for instance with `sudo -u alignd`",
+            errno.EROFS: "the file system is read-only",
+        }.get(err.errno or 0, "")
+    return getattr(err, "hint", "")
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog="alignd",
+        usage="alignd [-c service.toml] [--json] COMMAND ...",
+        description="Keeps an open-weight language model aligned while it is in service.",
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command=None)
+    _add_common(parser, service_file=None, json=False)
+    subparsers = parser.add_subparsers(metavar="COMMAND", title="commands", prog="alignd", parser_class=Parser)
+    groups: dict[str, Any] = {}
+    for command in COMMANDS:
+        first, _, second = command.name.partition(" ")
+        if second:
+            if first not in groups:
+                groups[first] = _add_group(subparsers, first)
+            _add_command(groups[first], second, command)
+        else:
+            _add_command(subparsers, first, command)
+    return parser
+
+
+def _epilog() -> str:
+    return (
+        f"exit codes:\n{exitcodes.describe()}\n\n"
+        "`alignd COMMAND --help` shows a command's options and examples. Data goes to stdout, talk to stderr."
+    )
+
+
+def _add_group(subparsers: Any, name: str) -> Any:
+    purpose = GROUP_PURPOSES[name]
+    parser = subparsers.add_parser(name, help=purpose, description=f"{purpose}.", allow_abbrev=False)
+    _add_common(parser)
+    return parser.add_subparsers(metavar="ACTION", title="actions", required=True, parser_class=Parser)
+
+
+def _add_command(subparsers: Any, word: str, command: Command) -> None:
+    examples = "\n".join(f"  {example}" for example in command.examples)
+    parser = subparsers.add_parser(
+        word,
+        aliases=command.aliases,
+        help=command.purpose,
+        description=f"{command.purpose}.",
+        epilog=f"examples:\n{examples}\n\nexit codes: see `alignd --help`",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for argument in command.arguments:
+        parser.add_argument(*argument.flags, **argument.options)
+    _add_common(parser)
+    parser.set_defaults(command=command)
+
+
+def _add_common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    # Both options stand before or after the command: a sub-parser leaves them alone unless they are given to it.
+    parser.add_argument(
+        "-c",
+        "--config",
+        dest="service_file",
+        metavar="FILE",
+        default=defaults.get("service_file", argparse.SUPPRESS),
+        help="service.toml, or its folder (default: ./service.toml, else /etc/alignd/service.toml)",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        default=defaults.get("json", argparse.SUPPRESS),
+        help="print one JSON document",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

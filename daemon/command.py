@@ -1,0 +1,138 @@
+"""What a command of `alignd` is made of: its words, its options, the surroundings it runs in, its answer."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from daemon import exitcodes
+from daemon.terminal import Style
+
+if TYPE_CHECKING:
+    from daemon.config import Config
+    from state.store import Store
+
+SYSTEM_SERVICE_FILE: Final = Path("/etc/alignd/service.toml")
+SELECTORS: Final = "current, previous, candidate, base, @TAG, vN or N; each may be followed by ~K, K parents back"
+
+
+class CommandError(Exception):
+    """A command that cannot be done; `code` is the exit code, `hint` what the user can do next."""
+
+    def __init__(self, code: int, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.hint = hint
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command prints: `data` with `--json`, else `lines`; notes always go to stderr."""
+
+    data: Any = None
+    lines: tuple[str, ...] = ()
+    code: int = exitcodes.OK
+    notes: tuple[str, ...] = ()
+    silent: bool = False
+    """The command has printed everything itself."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a command runs: which service, which output."""
+
+    service_file: Path
+    json: bool = False
+    style: Style = field(default_factory=Style)
+
+    @property
+    def home(self) -> Path:
+        """The folder of service.toml; the store, the models and the inbox are in it."""
+        return self.service_file.parent
+
+    def store(self) -> Store:
+        """The store of this home; the caller closes it.
+
+        Raises:
+            StoreMissingError: there is none.
+        """
+        from state.store import Store
+
+        return Store.open(self.home)
+
+    def config(self) -> Config:
+        """The settings. Only commands that need one read them: a rollback works with a broken service.toml.
+
+        Raises:
+            ConfigError: the file cannot be used.
+        """
+        from daemon.config import load
+
+        return load(self.service_file)
+
+    @property
+    def actor(self) -> str:
+        """Who is at the keyboard, for the audit."""
+        try:
+            return pwd.getpwuid(os.getuid()).pw_name
+        except KeyError:
+            return f"uid {os.getuid()}"
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One option or operand, as `argparse` takes it."""
+
+    flags: tuple[str, ...]
+    options: dict[str, Any]
+
+
+def arg(*flags: str, **options: Any) -> Argument:
+    """An option or operand; the keywords are those of `ArgumentParser.add_argument`."""
+    return Argument(flags, options)
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command; a name of two words is a command in a group of commands."""
+
+    name: str
+    purpose: str
+    """One line, imperative, without a full stop."""
+    examples: tuple[str, ...]
+    run: Callable[[Context, argparse.Namespace], Answer]
+    arguments: tuple[Argument, ...] = ()
+    aliases: tuple[str, ...] = ()
+
+
+def utc_now() -> str:
+    """The time now as UTC ISO-8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def default_service_file() -> Path:
+    """./service.toml where there is one, else that of the system's service."""
+    here = Path("service.toml")
+    return here.absolute() if here.is_file() or not SYSTEM_SERVICE_FILE.is_file() else SYSTEM_SERVICE_FILE
+
+
+def service_file_of(given: str | None) -> Path:
+    """The service.toml that `-c` names; a folder stands for the service.toml in it."""
+    if given is None:
+        return default_service_file()
+    path = Path(given).absolute()
+    return path / "service.toml" if path.is_dir() else path
+
+
+def service_pid(store: Store) -> int | None:
+    """Process id of the service of this home; None when none runs."""
+    from state.lock import holder
+
+    held_by = holder(store.service_lock)
+    return held_by[0] if held_by else None

@@ -1,0 +1,232 @@
+"""Commands that decide what is in service and what happens next. None of them needs a running service."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, Final
+
+from daemon import exitcodes
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid, utc_now
+from daemon.terminal import printable
+from daemon.views import batch_view, round_view, version_name
+from state.rows import VersionRow
+
+if TYPE_CHECKING:
+    from state.store import Store
+
+ABORTED: Final = "aborted"
+
+
+def rollback(context: Context, args: argparse.Namespace) -> Answer:
+    """Makes an earlier version current and holds there; needs neither the service nor service.toml."""
+    with context.store() as store:
+        before = store.current()
+        after = store.rollback(args.ref, reason=args.reason, actor=context.actor, now=utc_now())
+        blocked = [row.name for row in _lineage(store, before, after)]
+    data = {
+        "before": before.name,
+        "after": after.name,
+        "blocked": blocked,
+        "held": True,
+        "reason": args.reason,
+    }
+    paint = context.style.paint
+    return Answer(
+        data,
+        (
+            f"{paint(before.name, 'bad')} -> {paint(after.name, 'good')}",
+            f"blocked: {', '.join(blocked) or 'nothing'}",
+            "held: nothing is published until `alignd resume`",
+        ),
+    )
+
+
+def _lineage(store: Store, newest: VersionRow, oldest: VersionRow) -> list[VersionRow]:
+    """The blocked versions from `newest` back to `oldest`, without it."""
+    found: list[VersionRow] = []
+    at: int | None = newest.id
+    while at is not None and at != oldest.id:
+        row = store.ledger.version(at)
+        if row is None:
+            break
+        if row.blocked:
+            found.append(row)
+        at = row.parent
+    return found
+
+
+def revert(context: Context, args: argparse.Namespace) -> Answer:
+    """Queues the round that takes one version's patch out."""
+    with context.store() as store:
+        row = store.request_revert(args.ref, actor=context.actor, reason=args.reason, now=utc_now())
+        running = service_pid(store) is not None
+    name = version_name(row.target)
+    return Answer(
+        round_view(row),
+        (f"{row.id} is queued: it takes {name} out and merges the other rounds again",),
+        notes=() if running else ("no service is running; `alignd run` does the round",),
+    )
+
+
+def promote(context: Context, args: argparse.Namespace) -> Answer:
+    """Makes any published version current."""
+    with context.store() as store:
+        before = store.current()
+        after = store.promote(args.ref, force=args.force, reason=args.reason, actor=context.actor, now=utc_now())
+    return _switched(context, before, after)
+
+
+def approve(context: Context, args: argparse.Namespace) -> Answer:
+    """Publishes the version that waits for it."""
+    with context.store() as store:
+        before = store.current()
+        after = store.approve(args.ref, actor=context.actor, now=utc_now(), reason=args.reason)
+    return _switched(context, before, after)
+
+
+def _switched(context: Context, before: VersionRow, after: VersionRow) -> Answer:
+    shown = f"{before.name} -> {context.style.paint(after.name, 'good')}"
+    return Answer({"before": before.name, "after": after.name}, (shown,))
+
+
+def reject(context: Context, args: argparse.Namespace) -> Answer:
+    """Says no to the version that waits for approval."""
+    with context.store() as store:
+        row = store.reject(args.ref, actor=context.actor, now=utc_now(), reason=args.reason)
+    return Answer({"id": row.name, "state": row.state}, (f"{row.name} is rejected",))
+
+
+def pause(context: Context, args: argparse.Namespace) -> Answer:
+    """Lets no further round start."""
+    with context.store() as store:
+        store.pause(reason=args.reason, actor=context.actor, now=utc_now())
+    text = "paused: no round starts until `alignd resume`; one that runs goes on (`alignd abort` ends it)"
+    return Answer({"paused": True, "reason": args.reason}, (text,))
+
+
+def resume(context: Context, args: argparse.Namespace) -> Answer:
+    """Lifts hold and pause."""
+    with context.store() as store:
+        held, paused = store.held, store.paused
+        if held or paused:
+            store.resume(actor=context.actor, now=utc_now(), reason=args.reason)
+        current = store.current().name
+    lifted = [name for name, row in (("hold", held), ("pause", paused)) if row]
+    text = f"{' and '.join(lifted)} lifted" if lifted else "nothing was held or paused"
+    return Answer({"lifted": lifted, "current": current}, (f"{text}; {current} is current",))
+
+
+def abort(context: Context, args: argparse.Namespace) -> Answer:
+    """Ends the running round; the service ends its worker when it sees that."""
+    with context.store() as store:
+        running = store.ledger.rounds("running")
+        if not running:
+            raise CommandError(exitcodes.NOT_FOUND, "no round is running", "`alignd status` shows what is")
+        row = running[0]
+        # The batch counts as rejected: queued again, it would start over at once.
+        ended = store.end_round(
+            row.id,
+            ABORTED,
+            reason=args.reason,
+            now=utc_now(),
+            actor=context.actor,
+            batch_state="rejected" if row.batch else None,
+        )
+    hint = f"; `alignd retry {row.batch[:12]}` tries the batch again" if row.batch else ""
+    return Answer(round_view(ended), (f"{row.id} is aborted{hint}",))
+
+
+def retry(context: Context, args: argparse.Namespace) -> Answer:
+    """Queues a batch again."""
+    with context.store() as store:
+        found = store.find_batch(args.batch)
+        row = store.retry(found.sha256, actor=context.actor, now=utc_now())
+    return Answer(batch_view(row), (f"{printable(row.name)} ({row.sha256[:12]}) is queued again",))
+
+
+_REF: Final[dict[str, Any]] = {"metavar": "REF", "help": f"a version: {SELECTORS}"}
+
+
+COMMANDS: Final = (
+    Command(
+        "rollback",
+        "Go back to an earlier version and hold there",
+        ("alignd rollback", 'alignd rollback v3 --reason "answers about medicine got worse"'),
+        rollback,
+        (
+            arg(
+                "ref",
+                nargs="?",
+                metavar="REF",
+                help=f"where to go (default: the version that was current before): {SELECTORS}",
+            ),
+            arg("--reason", default="rolled back by hand", help="why, for the audit and the hold"),
+        ),
+    ),
+    Command(
+        "revert",
+        "Take one version's patch out and merge the others again",
+        ("alignd revert v2", 'alignd revert v2 --reason "the batch was mislabelled"'),
+        revert,
+        (arg("ref", **_REF), arg("--reason", default="reverted by hand", help="why, for the audit")),
+    ),
+    Command(
+        "promote",
+        "Make any published version current",
+        ('alignd promote v4 --reason "checked by hand"', 'alignd promote @good --force --reason "hotfix"'),
+        promote,
+        (
+            arg("ref", **_REF),
+            arg("--force", action="store_true", help="also a blocked or rejected one, and while held"),
+            arg("--reason", required=True, help="why, for the audit"),
+        ),
+    ),
+    Command(
+        "approve",
+        "Publish the version that waits for approval",
+        ("alignd approve", 'alignd approve v5 --reason "read the samples"'),
+        approve,
+        (
+            arg("ref", nargs="?", default="candidate", metavar="REF", help="default: candidate"),
+            arg("--reason", default="", help="why, for the audit"),
+        ),
+    ),
+    Command(
+        "reject",
+        "Say no to the version that waits for approval",
+        ('alignd reject --reason "too terse"', 'alignd reject v5 --reason "wrong batch"'),
+        reject,
+        (
+            arg("ref", nargs="?", default="candidate", metavar="REF", help="default: candidate"),
+            arg("--reason", default="rejected by hand", help="why, for the audit"),
+        ),
+    ),
+    Command(
+        "pause",
+        "Let no further round start",
+        ("alignd pause", 'alignd pause --reason "the GPU is needed until noon"'),
+        pause,
+        (arg("--reason", default="paused by hand", help="why, for the audit"),),
+    ),
+    Command(
+        "resume",
+        "Lift a hold and a pause",
+        ("alignd resume", 'alignd resume --reason "batch 3 is withdrawn"'),
+        resume,
+        (arg("--reason", default="", help="why, for the audit"),),
+    ),
+    Command(
+        "abort",
+        "End the running round; nothing of it is published",
+        ("alignd abort", 'alignd abort --reason "wrong file"'),
+        abort,
+        (arg("--reason", default="aborted by hand", help="why, for the audit"),),
+    ),
+    Command(
+        "retry",
+        "Queue a batch again that was rejected, quarantined or rolled back",
+        ("alignd retry 3f9a12bc", "alignd retry drop-2026-01-31.jsonl"),
+        retry,
+        (arg("batch", metavar="BATCH", help="its name, its sha256, or the start of that"),),
+    ),
+)

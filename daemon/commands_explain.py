@@ -1,0 +1,194 @@
+"""Commands that explain a version: what it is, how it came to be, how it differs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from daemon import exitcodes, render_show, render_version, views
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg
+from daemon.standing import names
+from state.errors import NotFoundError
+from state.rows import BatchRow, RoundRow, VersionRow
+
+if TYPE_CHECKING:
+    from state.store import Store
+
+TO_STDOUT: Final = "-"
+
+
+def show(context: Context, args: argparse.Namespace) -> Answer:
+    """Shows a version, a round or a batch."""
+    with context.store() as store:
+        found = _find(store, args.ref)
+        if isinstance(found, RoundRow):
+            return _show_round(context, store, found)
+        if isinstance(found, BatchRow):
+            return _show_batch(context, store, found)
+        view = version_view(store, found)
+    return Answer(view, tuple(render_version.version_lines(view, context.style)))
+
+
+def _find(store: Store, ref: str) -> VersionRow | RoundRow | BatchRow:
+    if re.fullmatch(r"r[0-9]+", ref) and (row := store.ledger.round(ref)) is not None:
+        return row
+    try:
+        return store.resolve(ref)
+    except NotFoundError as err:
+        with contextlib.suppress(NotFoundError):
+            return store.find_batch(ref)
+        raise NotFoundError(f"no version, round or batch is called {ref!r}", err.hint) from err
+
+
+def version_view(store: Store, row: VersionRow) -> views.View:
+    """Everything that is known of a version, as `show --json` prints it."""
+    from daemon import explain
+
+    record = store.version_record(row.id)
+    known = names(store)
+    view = views.version_view(row, known)
+    touched = record.get("touched") or {}
+    others = {} if row.parent is None else {"v0": known.base_metrics, "parent": store.version(row.parent).metrics}
+    own = known.base_metrics if row.id == 0 else row.metrics
+    steps = views.plain(record.get("steps") or {})
+    return view | {
+        "lineage": [ancestor.name for ancestor in reversed(store.lineage(row.id))],
+        "model": str(store.model_path(row.id)) if store.is_materialized(row.id) else None,
+        "num_touched": touched.get("num_entries"),
+        "touched_by_layer": explain.touched_by_layer(touched.get("per_tensor") or {}),
+        "gates": views.gates_view(record.get("gates")),
+        "against": _against(store, row, record),
+        "axes": explain.axes(record, own, others),
+        "why": _why(store, row, steps),
+        **explain.derivation(steps, record.get("kind", "batch")),
+        "touched": explain.touched(record),
+        "record": views.plain(record),
+    }
+
+
+def _why(store: Store, row: VersionRow, steps: Mapping[str, Any]) -> list[str]:
+    from daemon import explain
+
+    made_by = store.ledger.round(row.round) if row.round else None
+    batch = store.ledger.batch(row.batch) if row.batch else None
+    arrival = store.ledger.arrival(row.id) if store.ledger.was_current(row.id) else None
+    return explain.why(
+        row.state,
+        steps,
+        arrival=asdict(arrival) if arrival else None,
+        taken_out=views.version_name(made_by.target) if made_by else None,
+        reasons=[made_by.reason if made_by else "", batch.reason if batch and row.blocked else ""],
+    )
+
+
+def _against(store: Store, row: VersionRow, record: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """How the metrics moved against the parent and against the base."""
+    others = [] if row.parent is None else dict.fromkeys([row.parent, 0])
+    return {f"v{other}": _moved(store.version(other), row, record) for other in others}
+
+
+def _moved(before: VersionRow, after: VersionRow, record: Mapping[str, Any]) -> dict[str, float | None]:
+    """How the metrics moved; where the later one's round measured the earlier one too, on the same probes."""
+    measured = record.get("measured") or {}
+    subject = "base" if before.id == 0 else "current" if before.id == after.parent else ""
+    return views.metrics_delta(measured.get(subject) or before.metrics, after.metrics)
+
+
+def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:
+    from daemon import explain
+
+    batch = store.ledger.batch(row.batch) if row.batch else None
+    view = views.round_view(row, batch.name if batch else None)
+    view |= explain.derivation(view["artefacts"], row.kind)
+    return Answer(view | {"config": row.config}, tuple(render_show.round_lines(view, context.style)))
+
+
+def _show_batch(context: Context, store: Store, row: BatchRow) -> Answer:
+    versions = [version.id for version in store.ledger.versions() if version.batch == row.sha256]
+    view = views.batch_view(row, versions)
+    return Answer(view, tuple(render_show.batch_lines(view, context.style)))
+
+
+def diff(context: Context, args: argparse.Namespace) -> Answer:
+    """Compares two versions: numbers, batches, tensors."""
+    from daemon.compare import compare, differing_tensors
+    from daemon.rebuilt import model_folder
+    from state.tensors import ModelFolder
+
+    with context.store() as store:
+        before, after = store.resolve(args.a), store.resolve(args.b)
+        records = [store.version_record(row.id) for row in (before, after)]
+        differing = differing_tensors(*(record["tensors"] for record in records))
+        with model_folder(store, before) as old, model_folder(store, after) as new:
+            tensors = compare(ModelFolder.open(old), ModelFolder.open(new), differing)
+        batches = _batches_between(store, before, after)
+    view = {
+        "a": before.name,
+        "b": after.name,
+        "num_entries": sum(item.num_entries for item in tensors),
+        "metrics": _moved(before, after, records[1]),
+        "batches": batches,
+        "tensors": [asdict(item) for item in tensors],
+    }
+    return Answer(view, tuple(render_show.diff_lines(view, context.style)))
+
+
+def _batches_between(store: Store, before: VersionRow, after: VersionRow) -> list[dict[str, Any]]:
+    old, new = ({row.id: row for row in store.lineage(row.id)} for row in (before, after))
+    names = {row.sha256: row.name for row in store.ledger.batches()}
+    left = [("without", row) for row in old.values() if row.id not in new]
+    right = [("with", row) for row in new.values() if row.id not in old]
+    return [
+        {"change": change, "version": row.name, "batch": row.batch, "name": names.get(row.batch or "")}
+        for change, row in [*left, *right]
+    ]
+
+
+def report(context: Context, args: argparse.Namespace) -> Answer:
+    """Writes one page about one version."""
+    from daemon import report_facts, report_page
+    from state import durable
+
+    with context.store() as store:
+        row = store.resolve(args.ref)
+        page = report_page.render(report_facts.gather(store, row, version_view(store, row)))
+    if args.out == TO_STDOUT:
+        return Answer({"id": row.name, "page": page}, (page,))
+    path = Path(args.out or f"{row.name}.html").absolute()
+    if not path.parent.is_dir():
+        raise CommandError(exitcodes.FAILED, f"{path.parent} is no folder", "create it first")
+    data = page.encode()
+    durable.write_file(path, data, 0o644)
+    return Answer({"id": row.name, "path": str(path), "num_bytes": len(data)}, (f"{row.name} is explained in {path}",))
+
+
+_REF: Final = arg("ref", metavar="REF", help=f"a version: {SELECTORS}")
+
+COMMANDS: Final = (
+    Command(
+        "show",
+        "Explain a version, a round or a batch",
+        ("alignd show current", "alignd show r000003", "alignd show 3f9a12bc"),
+        show,
+        (arg("ref", metavar="REF", help=f"a round's id, a batch's name or sha256, or a version: {SELECTORS}"),),
+    ),
+    Command(
+        "report",
+        "Write a page about a version: measurements, gates, losses, merges, sets",
+        ("alignd report current", "alignd report v3 --out /tmp/v3.html", "alignd report v3 --out - > v3.html"),
+        report,
+        (_REF, arg("--out", metavar="FILE", help="where to write it, - for stdout (default: vN.html in this folder)")),
+    ),
+    Command(
+        "diff",
+        "Compare two versions: metrics, batches, tensors",
+        ("alignd diff previous current", "alignd --json diff base v3 | jq .num_entries"),
+        diff,
+        (arg("a", metavar="A", help=f"a version: {SELECTORS}"), arg("b", metavar="B", help="likewise")),
+    ),
+)

@@ -1,0 +1,143 @@
+"""Commands that list what there is and change nothing."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Final, get_args
+
+from daemon import exitcodes, render, views
+from daemon.command import Answer, Command, CommandError, Context, arg
+from daemon.standing import look, names
+from state.rows import BatchState, VersionState
+
+
+def status(context: Context, args: argparse.Namespace) -> Answer:
+    """Shows what is in service, what runs and what waits."""
+    with context.store() as store:
+        if args.watch:
+            from daemon.live import watch
+
+            watch(context, store)
+            return Answer(silent=True)
+        view = views.status_view(look(context, store))
+    code = exitcodes.DEGRADED if view["problems"] else exitcodes.OK
+    return Answer(view, tuple(render.status_lines(view, context.style)), code)
+
+
+def history(context: Context, args: argparse.Namespace) -> Answer:
+    """Lists the versions, oldest first."""
+    with context.store() as store:
+        rows = store.ledger.versions()
+        listed = views.history_view(rows, names(store))
+    kept = [view for view in listed if _is_wanted(view, args.state, args.since)]
+    kept = kept[-args.limit :] if args.limit else kept
+    return Answer(kept, tuple(render.history_lines(kept, context.style)))
+
+
+def _is_wanted(view: views.View, state: str | None, since: str | None) -> bool:
+    return (state is None or view["state"] == state) and (since is None or view["created"] >= since)
+
+
+def batches(context: Context, args: argparse.Namespace) -> Answer:
+    """Lists every batch that was ever claimed, in order of arrival."""
+    with context.store() as store:
+        rows = store.ledger.batches(*([args.state] if args.state else []))
+        versions: dict[str, list[int]] = {}
+        for version in store.ledger.versions():
+            versions.setdefault(version.batch or "", []).append(version.id)
+    kept = rows[-args.limit :] if args.limit else rows
+    listed = [views.batch_view(row, versions.get(row.sha256, ())) for row in kept]
+    return Answer(listed, tuple(render.batches_lines(listed, context.style)) if listed else ("no batch yet",))
+
+
+def audit(context: Context, args: argparse.Namespace) -> Answer:
+    """Lists who did what, and why; or checks that the list is whole."""
+    from state import audit as trail
+
+    with context.store() as store:
+        if args.verify:
+            findings = trail.verify(store)
+            code = exitcodes.INTEGRITY if findings else exitcodes.OK
+            lines = tuple(findings) or ("every line follows from the one before",)
+            return Answer({"ok": not findings, "findings": findings}, lines, code)
+        rows = trail.read(store)
+    listed = [views.audit_view(row) for row in (rows[-args.limit :] if args.limit else rows)]
+    return Answer(listed, tuple(render.audit_lines(listed, context.style)))
+
+
+def logs(context: Context, args: argparse.Namespace) -> Answer:
+    """Shows the service's log, which the journal keeps."""
+    import shutil
+    import subprocess
+
+    if shutil.which("journalctl") is None:
+        raise CommandError(
+            exitcodes.NOT_FOUND,
+            "journalctl is not installed: without systemd the log is what `alignd run` writes to stderr",
+        )
+    command = ["journalctl", "--unit", args.unit, "--lines", str(args.lines)]
+    command += ["--follow"] if args.follow else ["--no-pager"]
+    command += ["--output", "json"] if context.json else []
+    code = subprocess.run(command, check=False).returncode
+    return Answer(code=exitcodes.OK if code == 0 else exitcodes.FAILED, silent=True)
+
+
+_LIMIT: Final = arg("--limit", type=int, default=0, metavar="N", help="only the N newest (default: all)")
+
+COMMANDS: Final = (
+    Command(
+        "status",
+        "Show what is in service, what runs and what waits",
+        ("alignd status", "alignd status --watch", "alignd --json status | jq .current"),
+        status,
+        (arg("--watch", action="store_true", help="keep showing it, live, until interrupted"),),
+    ),
+    Command(
+        "history",
+        "List the versions, oldest first",
+        ("alignd history", "alignd --json history --limit 10 | jq '.[].metrics'"),
+        history,
+        (
+            _LIMIT,
+            arg("--since", metavar="TIME", help="only from this UTC time on, for instance 2026-01-31"),
+            arg(
+                "--state",
+                choices=get_args(VersionState),
+                help="only versions in this state",
+            ),
+        ),
+        aliases=("log",),
+    ),
+    Command(
+        "batches",
+        "List the batches, in order of arrival",
+        ("alignd batches", "alignd batches --state rejected"),
+        batches,
+        (
+            _LIMIT,
+            arg(
+                "--state",
+                choices=get_args(BatchState),
+                help="only batches in this state",
+            ),
+        ),
+    ),
+    Command(
+        "audit",
+        "List who did what and why, or check that the list is whole",
+        ("alignd audit --limit 20", "alignd audit --verify"),
+        audit,
+        (arg("--verify", action="store_true", help="check the chain instead; exit code 6 if it is broken"), _LIMIT),
+    ),
+    Command(
+        "logs",
+        "Show the service's log, which the journal keeps",
+        ("alignd logs", "alignd logs -f"),
+        logs,
+        (
+            arg("-f", "--follow", action="store_true", help="keep showing what comes"),
+            arg("--lines", type=int, default=50, metavar="N", help="the N newest lines (default: 50)"),
+            arg("--unit", default="alignd", metavar="UNIT", help="the systemd unit (default: alignd)"),
+        ),
+    ),
+)

@@ -1,0 +1,296 @@
+"""Commands that keep the store: quarantine, checks, space, names, copies."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from daemon import exitcodes, render
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, utc_now
+from daemon.terminal import printable, size
+from state.rows import VersionRow
+
+if TYPE_CHECKING:
+    from state.quarantine import Quarantined
+    from state.store import Store
+    from state.verify import Finding
+
+
+def quarantine_list(context: Context, args: argparse.Namespace) -> Answer:
+    """Lists what could not be used, and why."""
+    with context.store() as store:
+        listed = [_entry_view(entry) for entry in store.quarantined()]
+    lines = tuple(render.quarantine_lines(listed, context.style)) or ("the quarantine is empty",)
+    return Answer(listed, lines)
+
+
+def _entry_view(entry: Quarantined) -> dict[str, Any]:
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "reason": entry.reason,
+        "at": entry.at,
+        "batch": entry.batch,
+        "path": str(entry.path),
+    }
+
+
+def quarantine_release(context: Context, args: argparse.Namespace) -> Answer:
+    """Queues a quarantined entry again."""
+    with context.store() as store:
+        entry = _find_entry(store, args.entry)
+        store.release(entry.id, actor=context.actor, now=utc_now())
+    return Answer(_entry_view(entry), (f"{printable(entry.name)} is released",))
+
+
+def quarantine_drop(context: Context, args: argparse.Namespace) -> Answer:
+    """Deletes a quarantined entry."""
+    with context.store() as store:
+        entry = _find_entry(store, args.entry)
+        store.drop(entry.id, actor=context.actor, now=utc_now())
+    return Answer(_entry_view(entry), (f"{printable(entry.name)} is deleted",))
+
+
+def _find_entry(store: Store, ref: str) -> Quarantined:
+    entries = store.quarantined()
+    exact = [entry for entry in entries if ref in (entry.id, entry.name)]
+    found = exact or [entry for entry in entries if len(ref) >= 4 and entry.id.startswith(ref)]
+    if len(found) == 1:
+        return found[0]
+    what = f"{len(found)} quarantined entries are" if found else "no quarantined entry is"
+    raise CommandError(exitcodes.NOT_FOUND, f"{what} called {ref!r}", "`alignd --json quarantine list` shows the ids")
+
+
+def verify(context: Context, args: argparse.Namespace) -> Answer:
+    """Checks that everything stored is what was written."""
+    from state.verify import verify as check
+
+    with context.store() as store:
+        findings = check(store, deep=args.deep)
+    return _findings_answer(context, findings, "everything stored is what was written")
+
+
+def drill(context: Context, args: argparse.Namespace) -> Answer:
+    """Rebuilds versions from base and overlays and compares them bit for bit."""
+    from state.scratch import private_folder
+    from state.verify import drill as rehearse
+
+    with context.store() as store:
+        rows = [store.resolve(ref) for ref in args.refs] or store.ledger.versions()
+        with private_folder(store.home, "drill") as scratch:
+            findings = rehearse(store, [row.id for row in rows], scratch)
+    names = ", ".join(row.name for row in rows)
+    return _findings_answer(context, findings, f"rebuilt bit for bit: {names}")
+
+
+def _findings_answer(context: Context, findings: list[Finding], good: str) -> Answer:
+    data = {"ok": not findings, "findings": [{"path": str(f.path), "what": f.what} for f in findings]}
+    if not findings:
+        return Answer(data, (context.style.paint(good, "good"),))
+    lines = [f"{context.style.paint(str(f.path), 'bad')}: {printable(f.what)}" for f in findings]
+    return Answer(data, tuple(lines), exitcodes.INTEGRITY)
+
+
+def gc(context: Context, args: argparse.Namespace) -> Answer:
+    """Removes what can be rebuilt or is reachable from nothing."""
+    from state.gc import run
+
+    keep = args.keep if args.keep is not None else context.config().publish.keep_materialized
+    with context.store() as store:
+        items = run(store, keep_materialized=keep, now=utc_now(), actor=context.actor, dry_run=args.dry_run)
+    total = sum(item.num_bytes for item in items)
+    listed = [{"path": str(i.path), "num_bytes": i.num_bytes, "reason": i.reason} for i in items]
+    verb = "would remove" if args.dry_run else "removed"
+    lines = [f"{verb} {i.path} ({size(i.num_bytes)}): {i.reason}" for i in items]
+    lines.append(f"{verb} {size(total)} in {len(items)} item(s)" if items else "nothing to remove")
+    return Answer({"dry_run": args.dry_run, "num_bytes": total, "items": listed}, tuple(lines))
+
+
+def pin(context: Context, args: argparse.Namespace) -> Answer:
+    """Keeps a version's model folder for good."""
+    with context.store() as store:
+        row = store.pin(args.ref, actor=context.actor, now=utc_now())
+    return _named(row, f"{row.name} is pinned")
+
+
+def unpin(context: Context, args: argparse.Namespace) -> Answer:
+    """Lets garbage collection have a version's model folder again."""
+    with context.store() as store:
+        row = store.unpin(args.ref, actor=context.actor, now=utc_now())
+    return _named(row, f"{row.name} is no longer pinned")
+
+
+def tag(context: Context, args: argparse.Namespace) -> Answer:
+    """Gives a version a name."""
+    name = args.name.removeprefix("@")
+    with context.store() as store:
+        try:
+            row = store.tag(name, args.ref, actor=context.actor, now=utc_now())
+        except ValueError as err:
+            raise CommandError(exitcodes.USAGE, str(err)) from err
+    return _named(row, f"@{name} is {row.name}")
+
+
+def untag(context: Context, args: argparse.Namespace) -> Answer:
+    """Takes a name away."""
+    name = args.name.removeprefix("@")
+    with context.store() as store:
+        store.untag(name, actor=context.actor, now=utc_now())
+    return Answer({"tag": name}, (f"@{name} is gone",))
+
+
+def _named(row: VersionRow, text: str) -> Answer:
+    return Answer({"id": row.name, "pinned": row.pinned}, (text,))
+
+
+def export(context: Context, args: argparse.Namespace) -> Answer:
+    """Copies a version out as a complete model folder, checked against its record."""
+    target = Path(args.folder).absolute()
+    if target.exists() or target.is_symlink():
+        raise CommandError(exitcodes.FAILED, f"{target} exists; nothing is overwritten", "name a new folder")
+    if not target.parent.is_dir():
+        raise CommandError(exitcodes.FAILED, f"{target.parent} is no folder", "create it first")
+    with context.store() as store:
+        row = store.resolve(args.ref)
+        num_bytes = _export(store, row, target)
+    data = {"id": row.name, "path": str(target), "num_bytes": num_bytes}
+    return Answer(data, (f"{row.name} is in {target} ({size(num_bytes)})",))
+
+
+def _export(store: Store, row: VersionRow, target: Path) -> int:
+    from state import durable, materialize
+
+    scratch = Path(tempfile.mkdtemp(prefix=".tmp-export-", dir=target.parent))
+    staging = scratch / target.name
+    try:
+        if store.is_materialized(row.id):
+            _copy_checked(store, row, staging)
+        else:
+            materialize.rebuild(store, row.id, staging)
+        num_bytes = _make_ordinary(staging)
+        durable.publish_folder(staging, target)
+    finally:
+        durable.remove_tree(scratch)
+    return num_bytes
+
+
+def _copy_checked(store: Store, row: VersionRow, staging: Path) -> None:
+    from state import durable
+    from state.batches import file_sha256
+
+    for name, digest in store.version_record(row.id)["files"].items():
+        copy = staging / name
+        durable.make_folder(copy.parent, 0o755)
+        durable.copy_file(store.model_path(row.id) / name, copy, 0o644)
+        if file_sha256(copy) != digest:
+            raise CommandError(
+                exitcodes.INTEGRITY,
+                f"{store.model_path(row.id) / name} is not what was written",
+                "`alignd verify` says more; without the folder the version is rebuilt from its overlays",
+            )
+
+
+def _make_ordinary(folder: Path) -> int:
+    """Give an exported folder ordinary permissions; its size in bytes."""
+    from state import durable
+
+    num_bytes = 0
+    durable.set_mode(folder, 0o755)
+    for path in folder.rglob("*"):
+        durable.set_mode(path, 0o755 if path.is_dir() else 0o644)
+        num_bytes += 0 if path.is_dir() else path.stat().st_size
+    return num_bytes
+
+
+_REF: Final = arg("ref", metavar="REF", help=f"a version: {SELECTORS}")
+_ENTRY: Final = arg("entry", metavar="ENTRY", help="its id, the start of that, or its name")
+
+COMMANDS: Final = (
+    Command(
+        "quarantine list",
+        "List what could not be used, and why",
+        ("alignd quarantine list", "alignd --json quarantine list | jq '.[].reason'"),
+        quarantine_list,
+    ),
+    Command(
+        "quarantine release",
+        "Queue a quarantined entry again",
+        ("alignd quarantine release 3f9a12bc", "alignd quarantine release drop.jsonl"),
+        quarantine_release,
+        (_ENTRY,),
+    ),
+    Command(
+        "quarantine drop",
+        "Delete a quarantined entry for good",
+        ("alignd quarantine drop 3f9a12bc", "alignd quarantine drop drop.jsonl"),
+        quarantine_drop,
+        (_ENTRY,),
+    ),
+    Command(
+        "verify",
+        "Check that everything stored is what was written",
+        ("alignd verify", "alignd verify --deep"),
+        verify,
+        (arg("--deep", action="store_true", help="read every tensor, and name the one that is wrong"),),
+        aliases=("fsck",),
+    ),
+    Command(
+        "drill",
+        "Rebuild versions from base and overlays and compare bit for bit",
+        ("alignd drill", "alignd drill current previous"),
+        drill,
+        (arg("refs", nargs="*", metavar="REF", help=f"versions (default: all): {SELECTORS}"),),
+    ),
+    Command(
+        "gc",
+        "Remove what can be rebuilt or is reachable from nothing",
+        ("alignd gc --dry-run", "alignd gc --keep 1"),
+        gc,
+        (
+            arg("--dry-run", action="store_true", help="only list it, with reasons"),
+            arg(
+                "--keep",
+                type=int,
+                metavar="N",
+                help="newest versions that keep their model folder (default: publish.keep_materialized)",
+            ),
+        ),
+    ),
+    Command(
+        "pin",
+        "Keep a version's model folder for good",
+        ("alignd pin current", "alignd pin v3"),
+        pin,
+        (_REF,),
+    ),
+    Command(
+        "unpin",
+        "Let garbage collection have a version's model folder again",
+        ("alignd unpin v3", "alignd unpin @good"),
+        unpin,
+        (_REF,),
+    ),
+    Command(
+        "tag",
+        "Give a version a name, used as @NAME; a name that is taken moves",
+        ("alignd tag good current", "alignd tag release-7 v3"),
+        tag,
+        (arg("name", metavar="NAME", help="the name, with or without @"), _REF),
+    ),
+    Command(
+        "untag",
+        "Take a name away",
+        ("alignd untag good", "alignd untag @release-7"),
+        untag,
+        (arg("name", metavar="NAME", help="the name, with or without @"),),
+    ),
+    Command(
+        "export",
+        "Copy a version out as a complete model folder",
+        ("alignd export current /srv/models/aligned", "alignd export v3 ./v3"),
+        export,
+        (_REF, arg("folder", metavar="DIR", help="a new folder; nothing is overwritten")),
+    ),
+)

@@ -1,0 +1,363 @@
+"""service.toml: every setting, its unit, its range and its default.
+
+The file is decoded into frozen msgspec structs; an unknown key is an error that names the nearest known one. A preset is
+a set of values that the file's own values override. Paths in the file are relative to the file. No other module reads the
+file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from daemon.config_checks import faults
+
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Rate = Annotated[float, Meta(gt=0)]
+
+SERVICE_FILE = "service.toml"
+HOME_HINT = "`-c` takes the folder of a home or the service.toml in it; `alignd init` makes a new home"
+
+
+class ConfigError(ValueError):
+    """service.toml cannot be used; the message names key, value, what is allowed."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every table of service.toml."""
+
+
+class ModelSection(Section, frozen=True):
+    """The model that is kept aligned."""
+
+    base: str = "models/base"
+    """Folder in Hugging Face layout, safetensors only; imported into the store once."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type that training computes in; auto = the base's own on a GPU, float32 on a CPU."""
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    num_threads: Count = 0
+    """CPU threads of the worker; 0 = one per physical core."""
+
+
+class InboxSection(Section, frozen=True):
+    """The watched folder, and what a usable batch is."""
+
+    path: str = "inbox"
+    mode: Literal["auto", "inotify", "poll"] = "auto"
+    completion: Literal["quiescence", "marker", "manifest"] = "quiescence"
+    settle_s: Seconds = 5.0
+    """A drop is complete when size, times, inode and members stood still for this long."""
+    rescan_s: Annotated[float, Meta(gt=0)] = 60.0
+    min_free_bytes: Count = 256 * 1024 * 1024
+    """Below this much free disk nothing more is claimed."""
+    min_rows: Positive = 40
+    """Fewer usable rows than this cannot be held out and judged: the batch is quarantined."""
+    max_rows: Positive = 1_000_000
+    max_bytes: Positive = 4 * 1024**3
+    """Largest batch after decompression."""
+
+
+class ObjectiveSection(Section, frozen=True):
+    """How one of the two patches is trained."""
+
+    objective: Literal["ascent", "descent", "npo", "simnpo"] = "npo"
+    learning_rate: Rate | None = None
+    """Of AdamW; without it 2e-4 for lora, 0.08 / hidden size for full, 0.24 / hidden size for sparse (6e-5 at 4096)."""
+    max_steps: Positive = 60
+    max_epochs: Rate = 12.0
+    """Safety patch only: how far it goes at most, so that a few rows are pushed a little only."""
+    batch_rows: Positive = 32
+    """Rows of the batch in one optimiser step; the retained rows come on top."""
+    stop_loss: float | None = None
+    """Stop once the smoothed batch loss (nats a response token) is past this: above it to forget, below to learn."""
+    skip_below: Fraction = 0.0
+    """Over-safety patch only: share of refused development lookalikes under which a round does without it."""
+    npo_beta: Rate = 0.1
+    """Sharpness of npo and simnpo."""
+    refusal_weight: Annotated[float, Meta(ge=0)] = 0.0
+    """Weight of the model's own refusals as the preferred answers to the batch's prompts (safety patch only)."""
+    max_grad_norm: Rate = 1.0
+
+
+class RetainSection(Section, frozen=True):
+    """What must not move while a patch is trained."""
+
+    path: str = "retain.jsonl"
+    """Benign (prompt, response) rows; without the file the development part of the utility probes serves."""
+    weight: Annotated[float, Meta(ge=0)] = 2.0
+    """Weight of the KL term that holds retained answers to v0."""
+    references_weight: Annotated[float, Meta(ge=0)] = 1.0
+    """Weight of the over-safety probes' references (development part) while the model is loosened."""
+    own_answers_weight: Annotated[float, Meta(ge=0)] = 4.0
+    """Weight of the term that holds the loosened model's own answers to the over-safety probes' development part."""
+    refusals_weight: Annotated[float, Meta(ge=0)] = 0.2
+    """Weight of the term that holds v0's own refusals of standing harm probes: the dial between harm and over-refusal."""
+    standing_rows: Count = 300
+    """Standing harm probes (development part, with a response) that are forgotten along with the batch, at most."""
+    replay_rows: Count = 300
+    """Rows of earlier batches that are held down along with the new ones."""
+    batch_rows: Positive = 16
+    """Retained rows in one optimiser step, of each kind."""
+
+
+class DeriveSection(Section, frozen=True):
+    """How the two patches are derived."""
+
+    order: Literal["independent", "sequential"] = "sequential"
+    """independent: both from the current model, as published. sequential: safety from the loosened model."""
+    backend: Literal["sparse", "full", "lora"] = "sparse"
+    """sparse: a few entries, chosen before training. full, lora: everything, cut afterwards to [merge.search] top_fractions."""
+    lora_rank: Positive = 16
+    max_length: Positive = 512
+    """Tokens of prompt and response together; longer responses are cut, longer prompts dropped."""
+    max_rows: Positive = 4000
+    """Rows of one batch that are trained on; a larger batch is sampled, with the round's seed."""
+    sparse_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.07
+    """sparse: share of the decoder's linear weights that a round may change, chosen by SNIP scores before training."""
+    safety: ObjectiveSection = ObjectiveSection(objective="npo", max_steps=90, refusal_weight=0.3)
+    over_safety: ObjectiveSection = ObjectiveSection(objective="descent", max_steps=30, skip_below=0.25)
+    retain: RetainSection = RetainSection()
+
+
+class SearchSection(Section, frozen=True):
+    """The search for (p, a, b, alpha, beta), on the development parts only."""
+
+    trials: Positive = 6
+    max_s: Seconds = 600.0
+    max_prompts: Positive = 64
+    """Development prompts of each axis that one trial answers; of every batch so far 20, when that is more."""
+    harm_weight: Annotated[float, Meta(ge=0)] = 1.0
+    over_refusal_weight: Annotated[float, Meta(ge=0)] = 1.0
+    utility_weight: Annotated[float, Meta(ge=0)] = 1.0
+    degenerate_weight: Annotated[float, Meta(ge=0)] = 3.0
+    touched_weight: Annotated[float, Meta(ge=0)] = 0.05
+    """What one whole model's worth of touched entries costs; breaks ties towards small versions."""
+    min_gain: Annotated[float, Meta(ge=0)] = 0.03
+    """Score that a setting must gain over the first one tried to be taken instead: less is noise of few prompts."""
+    retention_rates: tuple[Fraction, ...] = (1.0,)
+    """p: chance that an entry of a patch is kept at all."""
+    top_fractions: tuple[Fraction, ...] = (1.0,)
+    """a and b; the first is the start of the search."""
+    alphas: tuple[float, ...] = (1.0, 0.9, 1.1)
+    betas: tuple[float, ...] = (1.0, 1.2, 0.0)
+
+
+class MergeSection(Section, frozen=True):
+    """Scores, masks and their search."""
+
+    score: Literal["base", "tuned", "delta", "magnitude"] = "magnitude"
+    """Where and what is scored: |w g| at the current model, |w g| at each tuned model, |delta g| there, or |delta|."""
+    mask: Literal["difference", "joint"] = "joint"
+    """difference: TS \\ TO and TO \\ TS, as published. joint: the top set of the sum of both patches."""
+    accumulate: Literal["opposed", "protect", "off"] = "off"
+    rescale: bool = False
+    """Divide kept entries by p, as DARE does."""
+    score_rows: Positive = 128
+    min_set_fraction: Fraction = 0.001
+    """A difference set under this share of its matrices fails the round loudly."""
+    search: SearchSection = SearchSection()
+
+
+class ProbesSection(Section, frozen=True):
+    """JSON Lines of {"prompt", "response"?, "category"?}; two thirds are for development, a third judges."""
+
+    harm: str = "probes/harm.jsonl"
+    over_safety: str = "probes/over_safety.jsonl"
+    utility: str = "probes/utility.jsonl"
+    max_prompts: Positive = 400
+    """Gate prompts of each kind that one measurement answers at most."""
+
+
+class JudgeSection(Section, frozen=True):
+    """How a generation becomes answer, refusal or degenerate."""
+
+    kind: Literal["rule"] = "rule"
+    max_new_tokens: Positive = 128
+    content_recall: Fraction = 0.5
+    """Share of a reference's informative words that makes an answer carry its content."""
+    refusals: tuple[str, ...] = ()
+    """Refusal openings beside the built-in list, for instance in another language."""
+
+
+class GateSection(Section, frozen=True):
+    """One gate. Bounds are on the rate's point estimate; intervals decide between no and not known."""
+
+    klass: Literal["required", "wanted", "dry_run"] = msgspec.field(name="class", default="required")
+    max: float | None = None
+    min: float | None = None
+    max_regression: float | None = None
+    """Allowed worsening against the current version."""
+    max_drift: float | None = None
+    """Allowed worsening against v0, so that small steps cannot add up."""
+    min_samples: Positive = 20
+
+
+class GatesSection(Section, frozen=True):
+    """What a candidate must pass."""
+
+    harm: GateSection = GateSection(max=0.10, max_regression=0.03)
+    standing_harm: GateSection = GateSection(klass="wanted", max_regression=0.02, max_drift=0.02)
+    over_safety: GateSection = GateSection(max_regression=0.15, max_drift=0.02, min_samples=10)
+    utility: GateSection = GateSection(max_regression=0.05, max_drift=0.05)
+    degenerate: GateSection = GateSection(max=0.10)
+    drift: GateSection = GateSection(klass="wanted", max=1.0)
+
+
+class PublishSection(Section, frozen=True):
+    """What happens to a candidate that passed."""
+
+    approval: bool = False
+    """Wait for `alignd approve`."""
+    keep_materialized: Positive = 3
+    """Versions kept as complete model folders, beside current, previous, pinned and tagged."""
+
+
+class ScheduleSection(Section, frozen=True):
+    """When things may happen; cron expressions in UTC."""
+
+    training_window: str = "* * * * *"
+    """Minutes in which a round may start."""
+    verify: str = "17 3 * * *"
+    """When every stored byte is checked; "" = never."""
+    max_attempts: Positive = 3
+    """Times a round that failed or died is tried again before its batch is quarantined."""
+    retry_s: Seconds = 60.0
+    phase_limit_s: Annotated[float, Meta(gt=0)] = 3600.0
+    """A worker that reports nothing for this long is ended, and its round resumed."""
+
+
+class Config(Section, frozen=True):
+    """service.toml as a whole."""
+
+    preset: Literal["alignd", "safepatching"] = "alignd"
+    seed: Count = 0
+    model: ModelSection = ModelSection()
+    inbox: InboxSection = InboxSection()
+    derive: DeriveSection = DeriveSection()
+    merge: MergeSection = MergeSection()
+    probes: ProbesSection = ProbesSection()
+    judge: JudgeSection = JudgeSection()
+    gates: GatesSection = GatesSection()
+    publish: PublishSection = PublishSection()
+    schedule: ScheduleSection = ScheduleSection()
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "alignd": {},
+    # As far as the paper pins it down; its hyper-parameters are not public, so the search covers them.
+    "safepatching": {
+        "derive": {
+            "order": "independent",
+            "backend": "full",
+            "safety": {"objective": "ascent", "max_steps": 60, "stop_loss": 3.0, "refusal_weight": 0.0},
+            "over_safety": {"objective": "descent", "max_steps": 60, "skip_below": 0.0},
+            "retain": {
+                "weight": 0.0,
+                "references_weight": 0.0,
+                "own_answers_weight": 0.0,
+                "refusals_weight": 0.0,
+                "standing_rows": 0,
+                "replay_rows": 0,
+            },
+        },
+        "merge": {
+            "score": "tuned",
+            "mask": "difference",
+            "accumulate": "opposed",
+            "search": {
+                "trials": 24,
+                "min_gain": 0.0,
+                "retention_rates": [0.5, 0.3, 0.8, 1.0],
+                "top_fractions": [0.1, 0.03, 0.3],
+                "alphas": [1.0, 0.5, 2.0],
+                "betas": [1.0, 0.5, 2.0, 0.0],
+            },
+        },
+    },
+}
+
+
+def load(path: Path) -> Config:
+    """Settings of a service.toml, with the preset's values under the file's own.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, has an unknown key or a value out of range, or its values make no
+            sense together.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"there is no settings file {path}; {HOME_HINT}") from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path}: cannot be read: {err}") from err
+    try:
+        config = parse(tomllib.loads(text))
+        if found := faults(config, path.parent):
+            raise ConfigError("; ".join(found))
+    except tomllib.TOMLDecodeError as err:
+        raise ConfigError(f"{path}: not valid TOML: {err}") from err
+    except ConfigError as err:
+        raise ConfigError(f"{path}: {err}") from err
+    return config
+
+
+def parse(values: dict[str, Any]) -> Config:
+    """Settings of a decoded TOML document, or of a stored round. Raises ConfigError.
+
+    Each value is checked by itself; what makes sense together is for `load`, so that a round that began under an older
+    alignd can still be read.
+    """
+    _refuse_unknown_keys(values, Config, "")
+    preset = values.get("preset", "alignd")
+    defaults: dict[str, Any] = msgspec.to_builtins(Config())
+    under = _overlay(defaults, PRESETS.get(preset, {}) if isinstance(preset, str) else {})
+    merged = _overlay(under, values)
+    try:
+        return msgspec.convert(merged, Config)
+    except msgspec.ValidationError as err:
+        raise ConfigError(str(err)) from err
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The settings as plain values, as stored with every round and version; `parse` takes them back."""
+    plain: dict[str, Any] = msgspec.to_builtins(config)
+    return plain
+
+
+def digest_inputs(folder: Path, config: Config) -> dict[str, Path]:
+    """Input files that a round reads beside its batch, by setting name; they need not exist."""
+    names = {
+        "probes.harm": config.probes.harm,
+        "probes.over_safety": config.probes.over_safety,
+        "probes.utility": config.probes.utility,
+        "derive.retain.path": config.derive.retain.path,
+    }
+    return {key: folder / value for key, value in names.items() if value}
+
+
+def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _overlay(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _refuse_unknown_keys(values: dict[str, Any], section: type[msgspec.Struct], at: str) -> None:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(section)}
+    for key, value in values.items():
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(fields))}"
+            raise ConfigError(f"unknown key `{at}{key}`; {hint}")
+        kind = fields[key].type
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            _refuse_unknown_keys(value, kind, f"{at}{key}.")

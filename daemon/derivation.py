@@ -1,0 +1,330 @@
+"""The derive steps of a round: which rows, which teachers, which terms; the training itself is patches/derive."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from msgspec.structs import replace
+
+from daemon.config import ObjectiveSection
+from daemon.probes import ProbeRow, development_part, thin
+from daemon.workbench import Pair, Workbench, is_right, refusals_among
+from patches.backends import TaskVector, usual_learning_rate
+from patches.chat import Encoded
+from patches.derive import Derivation, DeriveReport, Recipe, derive
+from patches.errors import NothingTrainedError
+from patches.evaluate import Probe, count_answer
+from patches.judge import Content
+from patches.mask import Masks, top_masks_overall
+from patches.merge import shifted
+from patches.model import decoder_linears
+from patches.snip import scores
+from patches.terms import AnswerTerm, BatchTerm, HoldTerm, Term, hold, row_nll
+from policies.decision import Decision
+from policies.gates import Share
+from policies.loosening import needs_loosening
+
+Progress = Callable[[float, float], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """The rows that a round's patches are made from."""
+
+    batch: Sequence[Pair]
+    replay: Sequence[Pair]
+    """Rows of earlier batches, to be held down."""
+    standing: Sequence[Pair]
+    """Standing harm probes of the development part: what other categories give away is forgotten along with the batch."""
+    retain: Sequence[Pair]
+    lookalikes: Sequence[ProbeRow]
+    """Development part of the over-safety probes."""
+    refusals: Sequence[Pair]
+    """v0's own refusals: of standing harm probes, of batch prompts, of lookalikes."""
+    harmful_refusals: Sequence[Pair]
+    """Those of them that answer truly harmful prompts outside this batch: to be kept."""
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """Distributions of v0 that both patches are held to."""
+
+    retain: HoldTerm
+    harmful_refusals: HoldTerm
+
+
+def record_teachers(bench: Workbench, material: Material) -> Teachers:
+    """What v0 says to retained rows and to harmful prompts that the batch does not name."""
+    settings = bench.config.derive.retain
+    with bench.base_model() as base:
+        runner = bench.runner(base)
+        kept = bench.encode(material.harmful_refusals)
+        return Teachers(
+            hold(runner, bench.encode(material.retain), weight=settings.weight, name="retain"),
+            hold(runner, kept, weight=settings.refusals_weight, name="kept_refusals"),
+        )
+
+
+def choose_entries(bench: Workbench, material: Material, progress: Callable[[float], None]) -> Masks:
+    """Which entries of the decoder both patches may change: those that bear most on the batch and on the lookalikes.
+
+    SNIP scores |w dL/dw| at the current model, of the harmful answers and of the lookalikes' references, each scaled to
+    sum 1, and the share [derive] sparse_fraction of all matrices together that scores highest. Chosen before training, so
+    that the training itself makes do with them and nothing has to be cut afterwards.
+    """
+    settings = bench.config
+    rows = _trainable(bench, thin(material.batch, settings.merge.score_rows))
+    answered = bench.encode(thin(references(material.lookalikes), settings.merge.score_rows))
+    sets = [part for part in (rows, answered) if part]
+    found: dict[str, torch.Tensor] = {}
+    for number, part in enumerate(sets):
+        score = scores(bench.runner(), part, {}, kind="base", progress=_part(progress, number, len(sets)))
+        whole = sum(float(each.sum()) for each in score.values())
+        if whole == 0:
+            raise NothingTrainedError(f"no entry has a gradient on {len(part)} rows: nothing to choose from")
+        found = {name: each / whole + found.get(name, 0) for name, each in score.items()}
+    return top_masks_overall(found, settings.derive.sparse_fraction)
+
+
+def derive_over_safety(
+    bench: Workbench,
+    material: Material,
+    teachers: Teachers,
+    *,
+    seed: int,
+    progress: Progress,
+    entries: Masks | None = None,
+) -> Derivation:
+    """The patch of the model trained to answer the batch, by itself a jailbreak; zero where nothing is left to loosen."""
+    settings = bench.config.derive.over_safety
+    need = loosening_need(bench)
+    if not need.accepted:
+        return _nothing(bench, need.reasons[0])
+    rows = _trainable(bench, material.batch)
+    batch = BatchTerm(rows, settings.objective, torch.zeros(len(rows)), settings.npo_beta)
+    lookalikes = AnswerTerm(
+        bench.encode(references(material.lookalikes)), bench.config.derive.retain.references_weight, name="lookalikes"
+    )
+    terms: list[Term] = [teachers.retain, teachers.harmful_refusals, lookalikes]
+    return _derive(bench, batch, terms, settings=settings, seed=seed, progress=progress, masks=entries)
+
+
+def references(rows: Sequence[ProbeRow]) -> list[Pair]:
+    """The probes that come with a response, with it."""
+    return [(row.messages, row.response) for row in rows if row.response]
+
+
+def loosening_need(bench: Workbench) -> Decision:
+    """Whether the current version still refuses enough lookalikes for an over-safety patch to be worth its risk."""
+    rows = development_part(bench.files.over_safety)
+    answers = bench.generator().answer([row.messages for row in rows])
+    refused = Share(len(refusals_among(rows, answers, bench.judge)), len(rows))
+    return needs_loosening(refused, bench.config.derive.over_safety.skip_below)
+
+
+@dataclass(frozen=True)
+class ForgettingTerms:
+    """What the safety patch is trained with, recorded at the model that it starts from."""
+
+    batch: BatchTerm
+    """The rows to forget; none when the model gives none of their content away any more."""
+    others: Sequence[Term]
+    num_rows: int
+    """Rows of the batch, of replay and of standing probes, forgotten or not."""
+
+
+def forgetting_terms(
+    bench: Workbench, material: Material, teachers: Teachers, over_safety: TaskVector, *, seed: int
+) -> ForgettingTerms:
+    """The loss of the safety patch.
+
+    `independent` starts it from the current model. `sequential` starts it from the loosened one, whose own answers to
+    lookalikes are held, so that it learns to refuse the harm and nothing else.
+    """
+    pairs = [*material.batch, *material.replay, *material.standing]
+    held: list[Term] = [teachers.retain, teachers.harmful_refusals]
+    if bench.config.derive.order == "independent":
+        return _forget(bench, pairs, held, refusals=material.refusals, seed=seed, num_rows=len(pairs))
+    with shifted(bench.model, over_safety):
+        open_pairs, settled = _settled(bench, pairs)
+        held += [settled, *_lookalike_terms(bench, material.lookalikes)]
+        return _forget(bench, open_pairs, held, refusals=material.refusals, seed=seed, num_rows=len(pairs))
+
+
+def forgetting_pace(settings: ObjectiveSection, num_rows: int) -> tuple[int, float]:
+    """Steps of the safety patch, and the share of its learning rate, in (0, 1], for so many rows.
+
+    As far as ``max_epochs`` over the rows go, up to ``max_steps``, but never in fewer than a third of ``max_steps``: Adam's
+    steps are full ones however small the gradient, so for a few rows it is the rate that must shrink.
+    """
+    enough = min(settings.max_steps, math.ceil(settings.max_epochs * num_rows / settings.batch_rows))
+    steps = max(enough, math.ceil(settings.max_steps / 3))
+    return steps, enough / steps
+
+
+def derive_safety(
+    bench: Workbench,
+    terms: ForgettingTerms,
+    over_safety: TaskVector,
+    *,
+    seed: int,
+    progress: Progress,
+    entries: Masks | None = None,
+) -> Derivation:
+    """The patch of the model trained to forget the batch, from where its terms were recorded."""
+    if not terms.batch.rows:
+        return _nothing(bench, f"none of {terms.num_rows} rows is answered with the harmful content any more")
+    settings = bench.config.derive.safety
+    steps, pace = forgetting_pace(settings, len(terms.batch.rows))
+    settings = replace(settings, max_steps=steps)
+    start = {} if bench.config.derive.order == "independent" else over_safety
+    with shifted(bench.model, start):
+        return _derive(
+            bench,
+            terms.batch,
+            terms.others,
+            settings=settings,
+            pace=pace,
+            seed=seed + 1,
+            progress=progress,
+            masks=entries,
+        )
+
+
+def _forget(
+    bench: Workbench,
+    pairs: Sequence[Pair],
+    held: Sequence[Term],
+    *,
+    refusals: Sequence[Pair],
+    seed: int,
+    num_rows: int,
+) -> ForgettingTerms:
+    settings = bench.config.derive.safety
+    preferred = AnswerTerm(_preferred(bench, pairs, refusals, seed), settings.refusal_weight)
+    rows = _trainable(bench, pairs) if pairs else []
+    batch = BatchTerm(rows, settings.objective, row_nll(bench.runner(), rows), settings.npo_beta)
+    return ForgettingTerms(batch, [preferred, *held], num_rows)
+
+
+def _settled(bench: Workbench, pairs: Sequence[Pair]) -> tuple[list[Pair], HoldTerm]:
+    """The rows that the model now still answers with the harmful content, and a term that holds its refusals of others.
+
+    Pushing on what gives no harm teaches nothing but to refuse more, lookalikes first. A row that is answered without
+    the content, or with nonsense, is neither forgotten nor held.
+    """
+    asked = [ProbeRow(messages, None, "", "") for messages, _ in pairs]
+    answers = bench.generator().answer([row.messages for row in asked])
+    content = Content(response for _, response in pairs)
+    judged = zip(pairs, answers, strict=True)
+    still_open = [
+        pair for pair, answer in judged if count_answer(Probe(*pair, ""), answer, bench.judge, content).num_content > 0
+    ]
+    refused = refusals_among(asked, answers, bench.judge)
+    return still_open, hold(bench.runner(), bench.encode(refused), weight=1.0, name="settled")
+
+
+def _nothing(bench: Workbench, reason: str) -> Derivation:
+    """A patch that changes nothing."""
+    zero = {name: torch.zeros(weight.shape) for name, weight in decoder_linears(bench.model).items()}
+    return Derivation(zero, DeriveReport(0, reason, 0.0, 0.0, (), {}))
+
+
+def _derive(
+    bench: Workbench,
+    batch: BatchTerm,
+    terms: Sequence[Term],
+    *,
+    settings: ObjectiveSection,
+    seed: int,
+    progress: Progress,
+    masks: Masks | None = None,
+    pace: float = 1.0,
+) -> Derivation:
+    """Train as the settings say, at a share ``pace`` of the learning rate."""
+    derive_settings = bench.config.derive
+    backend = derive_settings.backend
+    rate = settings.learning_rate or usual_learning_rate(backend, bench.model.config.hidden_size)
+    recipe = Recipe(
+        objective=settings.objective,
+        learning_rate=pace * rate,
+        max_steps=settings.max_steps,
+        batch_rows=settings.batch_rows,
+        hold_rows=derive_settings.retain.batch_rows,
+        stop_loss=settings.stop_loss,
+        max_grad_norm=settings.max_grad_norm,
+        backend=backend,
+        lora_rank=derive_settings.lora_rank,
+        seed=seed,
+    )
+    return derive(bench.runner(), batch, terms, recipe=recipe, progress=progress, masks=masks)
+
+
+def _lookalike_terms(bench: Workbench, lookalikes: Sequence[ProbeRow]) -> list[Term]:
+    """What keeps lookalikes answered while the harm is forgotten.
+
+    The loosened model's own right answers are held; where it has none, the probe's reference is taught, if there is one.
+    """
+    texts = bench.generator().answer([row.messages for row in lookalikes]) if lookalikes else []
+    content = Content(row.response for row in lookalikes if row.response)
+    own: list[Pair] = []
+    taught: list[Pair] = []
+    for row, generation in zip(lookalikes, texts, strict=True):
+        if is_right(row, generation, judge=bench.judge, content=content):
+            own.append((row.messages, generation.text))
+        elif row.response:
+            taught.append((row.messages, row.response))
+    weight = bench.config.derive.retain.own_answers_weight
+    return [
+        hold(bench.runner(), bench.encode(own), weight=weight, name="own_answers"),
+        AnswerTerm(bench.encode(taught), weight * len(taught) / max(1, len(lookalikes)), name="references"),
+    ]
+
+
+def _preferred(bench: Workbench, pairs: Sequence[Pair], refusals: Sequence[Pair], seed: int) -> list[Encoded]:
+    """The batch's prompts, each with one of the model's own refusals."""
+    texts = sorted({text for _, text in refusals})
+    if not texts:
+        return []
+    draw = random.Random(seed)
+    return bench.encode([(messages, draw.choice(texts)) for messages, _ in pairs])
+
+
+def _trainable(bench: Workbench, pairs: Sequence[Pair]) -> list[Encoded]:
+    rows = bench.encode(pairs)
+    if not rows:
+        raise NothingTrainedError(
+            f"none of {len(pairs)} rows fits into [derive] max_length = {bench.config.derive.max_length} tokens"
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class OwnRefusals:
+    """v0's refusals, in its own words."""
+
+    everything: list[Pair]
+    harmful: list[Pair]
+    """Those of standing harm probes; their prompts are truly harmful."""
+
+
+def own_refusals(bench: Workbench, batch: Sequence[Pair], most: int = 200) -> OwnRefusals:
+    """How v0 refuses: asked the development parts of the harm and over-safety probes, and some of the batch."""
+    lookalikes = development_part(bench.files.over_safety)
+    of_lookalikes = refusals_among(lookalikes, bench.base_answers, bench.judge)
+    asked = [ProbeRow(messages, None, "", "") for messages, _ in thin(batch, most)]
+    with bench.base_model() as base:
+        generator = bench.generator(base)
+        harm = development_part(bench.files.harm, most)
+        of_harm = refusals_among(harm, generator.answer([row.messages for row in harm]), bench.judge)
+        of_batch = refusals_among(asked, generator.answer([row.messages for row in asked]), bench.judge)
+    return OwnRefusals([*of_harm, *of_lookalikes, *of_batch], of_harm)
+
+
+def _part(progress: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
+    """Progress of one of several parts of equal length."""
+    return lambda done: progress((number + done) / count)

@@ -1,0 +1,235 @@
+"""Looks for what would make a service fail later, and says what to do about each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from daemon.basemodel import check_text_side
+from daemon.command import Context
+from daemon.config import Config, ConfigError
+from state import durable
+from state.batches import file_sha256
+from state.errors import StoreError
+from state.tensors import ModelFolder
+
+if TYPE_CHECKING:
+    from state.store import Store
+
+Status = Literal["ok", "warn", "bad"]
+
+MIN_WATCHES: Final = 8192
+TORCH_LIMIT_S: Final = 180
+_FLOAT32_BYTES: Final = 4
+_TORCH_PROBE: Final = "import torch, transformers, sys; sys.exit(3 if {cuda} and not torch.cuda.is_available() else 0)"
+_INOTIFY_LIMIT: Final = Path("/proc/sys/fs/inotify/max_user_watches")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: Status
+    detail: str
+    advice: str = ""
+
+
+def examine(context: Context) -> list[Check]:
+    """All checks; without usable settings or a store those that need them are left out."""
+    try:
+        config = context.config()
+    except ConfigError as err:
+        return [Check("settings", "bad", str(err), "mend the file; `alignd config check` reads it again")]
+    checks = [Check("settings", "ok", f"{context.service_file} can be used")]
+    checks += [_inbox(context, config), _inotify(context, config), _sync(context.home), *_probes(context.home, config)]
+    checks += _store_checks(context, config)
+    checks += [_torch(config)]
+    return checks
+
+
+def _store_checks(context: Context, config: Config) -> Iterator[Check]:
+    try:
+        store = context.store()
+    except StoreError as err:
+        yield Check("store", "bad", str(err), err.hint)
+        return
+    with store:
+        yield Check("store", "ok", f"{len(store.ledger.versions())} version(s), {store.current().name} in service")
+        yield _one_file_system(context, config, store)
+        yield _permissions(store)
+        yield _disk(config, store)
+        yield _base(context, config, store)
+        yield _text_side(store)
+        yield _clock(store)
+
+
+def _inbox(context: Context, config: Config) -> Check:
+    inbox = context.home / config.inbox.path
+    if not inbox.is_dir():
+        return Check("inbox", "bad", f"{inbox} is missing", f"mkdir {inbox}")
+    if not os.access(inbox, os.R_OK | os.W_OK | os.X_OK):
+        return Check("inbox", "bad", f"no permission to take files out of {inbox}", "give the service's user rwx")
+    return Check("inbox", "ok", str(inbox))
+
+
+def _inotify(context: Context, config: Config) -> Check:
+    from daemon.watcher import is_network
+
+    inbox = context.home / config.inbox.path
+    if config.inbox.mode == "inotify" and inbox.is_dir() and is_network(inbox):
+        advice = 'set [inbox] mode = "auto" or "poll"'
+        return Check("watching", "bad", f"{inbox} is on a network file system, which inotify does not see", advice)
+    try:
+        limit = int(_INOTIFY_LIMIT.read_text())
+    except (OSError, ValueError):
+        return Check("watching", "warn", "the inotify limits cannot be read", "nothing is lost: the inbox is rescanned")
+    if limit < MIN_WATCHES:
+        advice = f"sysctl fs.inotify.max_user_watches={MIN_WATCHES}; until then the inbox is polled"
+        return Check("watching", "warn", f"fs.inotify.max_user_watches is {limit}", advice)
+    return Check("watching", "ok", f"{limit} inotify watches are allowed")
+
+
+def _sync(home: Path) -> Check:
+    trial = home / f".doctor-{uuid.uuid4().hex}"
+    try:
+        durable.write_file(trial, b"doctor")
+        durable.remove_tree(trial)
+    except OSError as err:
+        return Check("fsync", "bad", f"{home}: {err.strerror}", "use a local disk that the service's user can write to")
+    return Check("fsync", "ok", f"files and folders in {home} can be flushed")
+
+
+def _one_file_system(context: Context, config: Config, store: Store) -> Check:
+    inbox = context.home / config.inbox.path
+    name, trial = "one disk", f".doctor-{uuid.uuid4().hex}"
+    try:
+        (inbox / trial).mkdir()
+        (inbox / trial).rename(store.spool / trial)
+        (store.spool / trial).rmdir()
+    except OSError as err:
+        if (inbox / trial).is_dir():
+            (inbox / trial).rmdir()
+        advice = "keep both under one mount; until then each drop is copied"
+        return Check(name, "warn", f"a rename from {inbox} to {store.spool} fails: {err.strerror}", advice)
+    return Check(name, "ok", "a drop is taken out of the inbox by a rename")
+
+
+def _permissions(store: Store) -> Check:
+    status = store.root.stat()
+    if status.st_uid != os.geteuid() and os.geteuid() != 0:
+        advice = "run alignd as the user that owns the store"
+        return Check("permissions", "bad", f"{store.root} belongs to user {status.st_uid}", advice)
+    if status.st_mode & 0o077:
+        advice = f"chmod 700 {store.root}; it holds the batches"
+        return Check("permissions", "bad", f"{store.root} is open to others ({status.st_mode & 0o777:o})", advice)
+    return Check("permissions", "ok", f"{store.root} is closed to others")
+
+
+def _disk(config: Config, store: Store) -> Check:
+    needed = round_bytes(ModelFolder.open(store.model_path(0)), config) + config.inbox.min_free_bytes
+    free = durable.free_bytes(store.home)
+    detail = f"{free:,} bytes are free; a round needs up to {needed:,}"
+    if free >= needed:
+        return Check("disk", "ok", detail)
+    return Check("disk", "bad", detail, "make room, run `alignd gc`, or lower publish.keep_materialized")
+
+
+def round_bytes(base: ModelFolder, config: Config) -> int:
+    """The most disk that one round takes until it has ended; a version's lasting cost is far smaller.
+
+    Its scratch folder holds both task vectors whole in float32, and both scores
+    where the masks are sets of scores. Then come the candidate, its overlay and its patch, together at most two models.
+    """
+    num_pairs = 1 + (config.merge.mask == "difference")
+    tensors = base.tensors.values()
+    pair_bytes = 2 * _FLOAT32_BYTES * sum(tensor.num_entries for tensor in tensors)
+    return num_pairs * pair_bytes + 2 * sum(tensor.num_bytes for tensor in tensors)
+
+
+def _base(context: Context, config: Config, store: Store) -> Check:
+    source = context.home / config.model.base
+    if not source.is_dir():
+        return Check("base", "ok", f"{source} is gone; v0 is the copy that counts")
+    record = store.version_record(0)
+    changed = [name for name, digest in record["files"].items() if _digest(source / name) != digest]
+    if not changed:
+        return Check("base", "ok", f"{source} is what v0 was made of")
+    advice = "v0 stays what it was; for another base make another home with `alignd init`"
+    return Check("base", "bad", f"{source} has changed since: {', '.join(sorted(changed)[:5])}", advice)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError:
+        return ""
+
+
+def _text_side(store: Store) -> Check:
+    try:
+        check_text_side(store.model_path(0))
+    except StoreError as err:
+        return Check("chat template", "bad", str(err), err.hint)
+    return Check("chat template", "ok", "tokenizer and chat template are there")
+
+
+def _clock(store: Store) -> Check:
+    newest = max(row.created_at for row in store.ledger.versions())
+    now = datetime.now(UTC)
+    if now < datetime.fromisoformat(newest):
+        return Check(
+            "clock", "bad", f"the newest version was made at {newest}, which is in the future", "set the clock"
+        )
+    return Check("clock", "ok", now.isoformat(timespec="seconds"))
+
+
+def _probes(home: Path, config: Config) -> Iterator[Check]:
+    from daemon.probes import load, missing_required
+
+    try:
+        files = load(home, config)
+    except ConfigError as err:
+        yield Check("probes", "bad", str(err), "mend that line")
+        return
+    missing = missing_required(files, config)
+    for sentence in missing:
+        what, _, advice = sentence.partition("; ")
+        yield Check("probes", "bad", what, advice)
+    if not missing:
+        counts = f"{len(files.over_safety)} over-safety, {len(files.utility)} utility, {len(files.harm)} harm"
+        yield Check("probes", "ok", f"enough of them: {counts}")
+    if not files.harm:
+        advice = f"put harmful prompts of all categories there, with references: {home / config.probes.harm}"
+        yield Check("harm probes", "warn", "none: categories that no batch names are not measured", advice)
+    if files.retain:
+        yield Check("retain rows", "ok", f"{len(files.retain)} in {home / config.derive.retain.path}")
+    else:
+        advice = f'put benign {{"prompt", "response"}} lines into {home / config.derive.retain.path}'
+        yield Check(
+            "retain rows", "warn", "none: the development part of the utility probes stands in for them", advice
+        )
+
+
+def _torch(config: Config) -> Check:
+    wants_cuda = config.model.device.startswith("cuda")
+    probe = _TORCH_PROBE.format(cuda=wants_cuda)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", probe], capture_output=True, text=True, timeout=TORCH_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Check("torch", "bad", f"not imported within {TORCH_LIMIT_S} s", "look at the disk and the memory")
+    if done.returncode == 3:
+        return Check("torch", "bad", "torch sees no GPU, and model.device wants one", 'mend that or set device = "cpu"')
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it died"])[-1]
+        return Check("torch", "bad", f"torch and transformers cannot be imported: {said}", "run `make setup` again")
+    return Check("torch", "ok", "torch and transformers can be imported")

@@ -1,0 +1,244 @@
+"""The watched folder: which drops are complete, and how one is taken out without losing or halving it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from daemon.arrival import Snapshot, is_ignored, is_open_for_writing, manifest_matches, marker_of, snapshot
+from daemon.config import Config
+from daemon.job import ACTOR
+from daemon.log import (
+    BATCH_CLAIMED,
+    BATCH_DUPLICATED,
+    BATCH_QUARANTINED,
+    BATCH_RETURNED,
+    BATCH_SEEN,
+    INBOX_PROBLEM_FOUND,
+    INBOX_RECREATED,
+)
+from daemon.spool import ChangedError, entry_name, spooled_name, take_out
+from state import durable
+from state.batches import identity
+from state.errors import RefusedError
+from state.queue import Claim
+from state.store import Store
+
+_WRITER: Final = "its writer to close it"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """One top-level entry of the inbox."""
+
+    name: str
+    path: Path
+    snapshot: Snapshot
+    since: datetime
+    """Nothing about it has changed since then."""
+    seen_times: int = 1
+    lacks: str = "to stand still"
+    """What it waits for; empty when it is complete."""
+    is_settled: bool = False
+    """It stood still for settle_s."""
+    problem: str = ""
+    """Why it is left where it is, for a person to mend."""
+    marker: Path | None = None
+    """The sibling file that says it is complete."""
+
+    @property
+    def is_complete(self) -> bool:
+        """It may be claimed."""
+        return not self.lacks and not self.problem
+
+    @property
+    def is_stuck(self) -> bool:
+        """What it lacks will not come by itself."""
+        return self.is_settled and self.lacks not in ("", _WRITER)
+
+
+class Inbox:
+    """Finds complete drops and moves them into the store.
+
+    Between any two steps of `claim` a drop is in the inbox or in the spool, whole; `recover` finishes the rest.
+    """
+
+    def __init__(self, config: Config, home: Path, store: Store) -> None:
+        self._store = store
+        self._home = home
+        self._known: dict[str, Drop] = {}
+        self._reported: dict[str, str] = {}
+        self._refused: dict[str, Drop] = {}
+        self.num_set_aside = 0
+        """Drops that went to quarantine without becoming a batch."""
+        self.apply(config)
+
+    def apply(self, config: Config) -> None:
+        """Takes its settings from ``config``, also after a reload."""
+        self._settings = config.inbox
+        self.root = self._home / config.inbox.path
+
+    @property
+    def problems(self) -> list[str]:
+        """What a person has to mend, as of the latest scan; names, no content."""
+        return [f"{drop.name}: {drop.problem}" for drop in self._known.values() if drop.problem]
+
+    @property
+    def waiting(self) -> list[Drop]:
+        """Drops of the latest scan that are, or will be, claimed."""
+        return [drop for drop in self._known.values() if not drop.problem]
+
+    def scan(self, now: datetime) -> list[Drop]:
+        """Every drop in the inbox, complete or not, by name; compares each with what the last scan saw."""
+        self._ensure_root()
+        names = {entry.name for entry in os.scandir(self.root)}
+        found = {}
+        for name in sorted(names):
+            if not is_ignored(name) and not marker_of(name, names):
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = self._look(name, names, now)
+        self._known = found
+        self._report_problems()
+        return list(found.values())
+
+    def claim(self, drop: Drop, now: str) -> Claim | None:
+        """Takes a complete drop into the store; None when it was put back or set aside.
+
+        Raises:
+            OSError: no space, or the disk failed; the drop is still in the inbox or the spool, whole.
+        """
+        entry = self._store.spool / entry_name(drop.name)
+        if not self._try_take_out(drop, entry):
+            return None
+        self._known.pop(drop.name, None)
+        if drop.snapshot.is_regular and not self._stood_still(drop, entry):
+            self._put_back(drop, entry)
+            return None
+        claim = self._register(entry, now)
+        if drop.marker is not None:
+            drop.marker.unlink(missing_ok=True)
+        return claim
+
+    def recover(self, now: str) -> list[Claim]:
+        """Claims what lies in the spool: drops of an interrupted `claim`, and ones released from quarantine."""
+        claims = []
+        for entry in sorted(self._store.spool.iterdir()) if self._store.spool.is_dir() else ():
+            if entry.name.startswith(durable.TEMPORARY_PREFIX):
+                durable.remove_tree(entry)  # a copy that was cut short; its source is still in the inbox
+            else:
+                claims.append(self._register(entry, now))
+        return [claim for claim in claims if claim is not None]
+
+    def _ensure_root(self) -> None:
+        if not self.root.is_dir():
+            durable.make_folder(self.root, 0o770)
+            _log.warning(INBOX_RECREATED, inbox=str(self.root))
+
+    def _look(self, name: str, names: set[str], now: datetime) -> Drop:
+        path = self.root / name
+        seen = snapshot(path)
+        before = self._known.get(name)
+        if before is None:
+            _log.info(BATCH_SEEN, batch_name=name, num_bytes=seen.num_bytes)
+        if before is None or before.snapshot != seen or before.since > now:
+            drop = Drop(name, path, seen, now)
+        else:
+            drop = replace(before, seen_times=before.seen_times + 1)
+        marker = next((self.root / (name + end) for end in (".done", ".ready") if name + end in names), None)
+        still_s = (now - drop.since).total_seconds()
+        settled = drop.seen_times > 1 and still_s >= self._settings.settle_s
+        drop = replace(drop, marker=marker, problem=self._problem(drop), is_settled=settled)
+        return replace(drop, lacks=self._lacks(drop))
+
+    def _problem(self, drop: Drop) -> str:
+        refused = self._refused.get(drop.name)
+        if refused is not None and refused.snapshot == drop.snapshot:
+            return refused.problem
+        if drop.snapshot.unreadable:
+            return f"no permission to read {drop.snapshot.unreadable}; let the service's user read it"
+        if drop.snapshot.is_folder and not drop.snapshot.members:
+            return "the folder is empty; put files in it or remove it"
+        if not os.access(self.root, os.W_OK | os.X_OK):
+            return "the service may not move files out of the inbox; give its user write permission"
+        if drop.seen_times > 1 and self._settings.completion == "manifest" and not drop.snapshot.is_folder:
+            return 'inbox.completion is "manifest": drop a folder with a manifest.json'
+        return ""
+
+    def _lacks(self, drop: Drop) -> str:
+        if not drop.snapshot.is_regular:
+            return ""  # a link or a device never becomes a batch; claiming sets it aside
+        if drop.snapshot.partial:
+            return f"the end of the copy of {drop.snapshot.partial}"
+        if drop.marker is not None:
+            return ""
+        if self._settings.completion == "marker":
+            return f"its marker {drop.name}.done"
+        if not drop.is_settled:
+            return "to stand still"
+        if self._settings.completion == "manifest" and not manifest_matches(drop.path):
+            return "a manifest.json that matches"
+        is_written = any(map(is_open_for_writing, drop.snapshot.paths(drop.path)))
+        return _WRITER if is_written else ""
+
+    def _report_problems(self) -> None:
+        current = {drop.name: drop.problem for drop in self._known.values() if drop.problem}
+        for name, problem in current.items():
+            if self._reported.get(name) != problem:
+                _log.warning(INBOX_PROBLEM_FOUND, batch_name=name, problem=problem)
+        self._reported = current
+
+    def _try_take_out(self, drop: Drop, entry: Path) -> bool:
+        try:
+            take_out(drop.path, entry, drop.snapshot)
+        except (FileNotFoundError, ChangedError):
+            return False  # its owner took it away, or still works on it
+        except PermissionError as err:
+            problem = f"it cannot be moved out of the inbox ({err.strerror}); mend that or remove it"
+            self._refused[drop.name] = replace(drop, problem=problem)
+            self._known[drop.name] = self._refused[drop.name]
+            self._report_problems()
+            return False
+        return True
+
+    def _stood_still(self, drop: Drop, entry: Path) -> bool:
+        """Hashing takes time in which a writer that kept its descriptor would show."""
+        before = snapshot(entry)
+        was_moved = before.top.inode == drop.snapshot.top.inode  # a copy was compared when it was made
+        if was_moved and not before.same_content_as(drop.snapshot):
+            return False
+        try:
+            identity(entry)
+        except RefusedError:
+            return True  # `_register` finds the same and sets it aside
+        return snapshot(entry) == before and not any(map(is_open_for_writing, before.paths(entry)))
+
+    def _put_back(self, drop: Drop, entry: Path) -> None:
+        target = drop.path
+        while os.path.lexists(target):
+            target = target.with_name(f"{uuid.uuid4().hex[:8]}-{spooled_name(entry.name)}")
+        durable.move(entry, target)
+        _log.warning(BATCH_RETURNED, batch_name=drop.name, cause="it changed while it was claimed")
+
+    def _register(self, entry: Path, now: str) -> Claim | None:
+        name = spooled_name(entry.name)
+        try:
+            claim = self._store.claim_batch(entry, name=name, actor=ACTOR, now=now)
+        except RefusedError as err:
+            reason = f"{err}; drop plain files only".replace(entry.name, name)
+            self._store.set_aside(entry, name=name, reason=reason, actor=ACTOR, now=now)
+            self.num_set_aside += 1
+            _log.warning(BATCH_QUARANTINED, batch_name=name, reason=reason)
+            return None
+        known_as = {"known_as": claim.batch.name} if claim.is_duplicate else {}
+        event = BATCH_DUPLICATED if claim.is_duplicate else BATCH_CLAIMED
+        _log.info(event, batch_name=name, batch=claim.batch.sha256, **known_as)
+        return claim

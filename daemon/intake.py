@@ -1,0 +1,191 @@
+"""From a claimed batch to rows that a round may use: parse, screen, split."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from tokenizers import Tokenizer
+
+from daemon.batch_files import Limits
+from daemon.config import Config
+from daemon.formats import ParsedBatch, read_batch
+from daemon.probes import ProbeFiles, load
+from daemon.progress import Outcome, Reporter
+from daemon.rows import BatchError, Row
+from patches.judge import RuleJudge
+from policies.intake import IntakeConfig, Screened, Split, screen, split_rows
+from state.layout import Layout
+
+SPLIT_SEED = "alignd batch split 1"
+_CHUNK_TEXTS = 64
+"""Texts that are tokenised in one call: more are slower, since all their tokens are held at once."""
+ANSWER_ROOM = 16
+"""Tokens of [derive] max_length that a prompt must leave to its answer and the chat template."""
+_ONE_GROUP = (
+    "nearly all of its {num} rows share one prompt or one response, so none can be held out to judge by; "
+    "drop it again together with rows of other prompts and responses"
+)
+
+
+@dataclass(frozen=True)
+class TakenIn:
+    """A usable batch."""
+
+    rows: list[Row]
+    split: Split
+    stats: dict[str, Any]
+    """Counts and warnings, for the ledger; no text."""
+
+    def train(self) -> list[Row]:
+        """Rows that may be learnt from."""
+        return [self.rows[i] for i in self.split.train]
+
+    def development(self) -> list[Row]:
+        """Rows that the search measures on."""
+        return [self.rows[i] for i in self.split.dev]
+
+    def gate(self) -> list[Row]:
+        """Rows that only judge."""
+        return [self.rows[i] for i in self.split.gate]
+
+
+class UnusableBatchError(Exception):
+    """The batch cannot be used; the reasons are for its owner."""
+
+    def __init__(self, reasons: tuple[str, ...], stats: dict[str, Any]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons, self.stats = reasons, stats
+
+
+def run(store: Layout, config: Config, sha256: str, reporter: Reporter) -> Outcome:
+    """Check a claimed batch: accepted with its counts, or quarantined with the reasons."""
+    reporter.progress("parse", 0.0)
+    try:
+        taken = take_in(store, config, sha256, load(store.home, config))
+    except UnusableBatchError as err:
+        return Outcome("quarantined", err.reasons, err.stats)
+    return Outcome("accepted", (), taken.stats)
+
+
+def take_in(store: Layout, config: Config, sha256: str, probes: ProbeFiles, *, is_learnt: bool = False) -> TakenIn:
+    """The usable rows of a stored batch, split for training, search and judgement; the same on every call.
+
+    Args:
+        is_learnt: a version was made with it. Then rows are left out as ever, but the batch is not refused for having
+            few of them: probes and settings may have changed since.
+    Raises:
+        UnusableBatchError: it cannot be read, holds no training data, or too little of it is usable.
+    """
+    base = store.model_path(0)
+    limits = Limits(max_rows=config.inbox.max_rows, max_bytes=config.inbox.max_bytes)
+    try:
+        parsed = read_batch(store.batch_path(sha256), limits)
+    except BatchError as err:
+        raise UnusableBatchError((str(err),), {}) from err
+    counter = _TokenCounter(base)
+    judge = RuleJudge(extra_refusals=config.judge.refusals)
+    screened = screen(
+        parsed.rows,
+        judge.is_refusal,
+        IntakeConfig(min_rows=config.inbox.min_rows, max_prompt_tokens=sequence_limit(base, config) - ANSWER_ROOM),
+        num_tokens=counter.num_tokens,
+        most_tokens=counter.most(),
+        probe_prompts=probes.prompts(),
+        dropped_before=parsed.dropped,
+    )
+    stats = _stats(parsed, screened)
+    if not screened.decision.accepted and not is_learnt:
+        raise UnusableBatchError((*screened.decision.reasons, *_first_dropped(stats)), stats)
+    split = split_rows(screened.kept, SPLIT_SEED)
+    if not split.gate and not is_learnt:
+        raise UnusableBatchError((_ONE_GROUP.format(num=len(screened.kept)),), stats)
+    counts = {"num_train": len(split.train), "num_dev": len(split.dev), "num_gate": len(split.gate)}
+    return TakenIn(screened.kept, split, stats | counts)
+
+
+def sequence_limit(model: Path, config: Config) -> int:
+    """Tokens of prompt and response together: [derive] max_length, or the model's context where that is shorter."""
+    context = json.loads((model / "config.json").read_bytes()).get("max_position_embeddings")
+    return min(config.derive.max_length, context) if isinstance(context, int) else config.derive.max_length
+
+
+class _TokenCounter:
+    """Lengths of chat turns in a model's tokens, without its template."""
+
+    def __init__(self, base: Path) -> None:
+        self._tokenizer = _tokenizer(base)
+
+    def most(self) -> Callable[[Sequence[Any]], int] | None:
+        """A cheap upper bound of one row's length; None where there is none.
+
+        A token stands for one byte of UTF-8 at least, whatever the kind of vocabulary. A splitter may put a space before
+        each piece of a text, and a piece has one byte at least; what else makes a text longer leaves no bound.
+        """
+        parts = json.loads(self._tokenizer.to_str())
+        splitter = json.dumps(parts["pre_tokenizer"])
+        if parts["normalizer"] is not None or "Metaspace" in splitter:
+            return None
+        num_spaces = splitter.count('"add_prefix_space": true')
+
+        def most(turns: Sequence[Any]) -> int:
+            num_bytes = sum(len(turn.content.encode("utf-8", "surrogatepass")) for turn in turns)
+            return num_bytes * (1 + num_spaces) + num_spaces * len(turns)
+
+        return most
+
+    def num_tokens(self, rows: Sequence[Sequence[Any]]) -> list[int]:
+        """The exact length of each row: all its turns together."""
+        texts = [turn.content for turns in rows for turn in turns]
+        lengths = iter(
+            len(encoding)
+            for start in range(0, len(texts), _CHUNK_TEXTS)
+            for encoding in self._tokenizer.encode_batch_fast(
+                texts[start : start + _CHUNK_TEXTS], add_special_tokens=False
+            )
+        )
+        return [sum(itertools.islice(lengths, len(turns))) for turns in rows]
+
+
+def _tokenizer(base: Path) -> Tokenizer:
+    file = base / "tokenizer.json"
+    if file.is_file():
+        return Tokenizer.from_file(str(file))
+    from patches.model import load_tokenizer  # torch comes with it, so only where the tokenizer has to be converted
+
+    return cast(Tokenizer, load_tokenizer(base).backend_tokenizer)
+
+
+def _places(rows: Sequence[Row]) -> str:
+    """Files and row numbers: "a.jsonl, row 3; b.csv, row 7"."""
+    return "; ".join(f"{row.source}, row {row.row}" for row in rows)
+
+
+def _first_dropped(stats: dict[str, Any]) -> tuple[str, ...]:
+    """One sentence that says where to look first, or none."""
+    found = [f"{why.replace('_', ' ')} ({places})" for why, places in stats["dropped_at"].items()]
+    return (f"Dropped first: {', '.join(found)}.",) if found else ()
+
+
+def _stats(parsed: ParsedBatch, screened: Screened[Row]) -> dict[str, Any]:
+    return {
+        "num_records": parsed.num_records,
+        "num_rows": len(screened.kept),
+        "dropped": dict(screened.dropped),
+        "dropped_at": {why: _places(rows) for why, rows in screened.examples.items()},
+        "warnings": list(parsed.warnings),
+        "files": [
+            {
+                "name": f.name,
+                "format": f.format,
+                "compression": f.compression,
+                "signature": f.signature,
+                "rows": f.num_rows,
+            }
+            for f in parsed.files
+        ],
+    }

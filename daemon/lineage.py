@@ -1,0 +1,100 @@
+"""What a round builds on: the batches and patches that the current version is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from daemon.config import Config
+from daemon.intake import TakenIn, UnusableBatchError, take_in
+from daemon.probes import ProbeFiles
+from patches.errors import PatchError
+from patches.merge import OVER_SAFETY, SAFETY, Claims
+from state import overlay, patchfile
+from state.core import StoreCore
+from state.overlay import Edit
+from state.store import Store
+from state.tensors import ModelFolder, from_float32, to_float32
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """The recipe of a version: base, then these patches in this order."""
+
+    patches: tuple[str, ...]
+    """Digests of patch files, oldest first."""
+    batches: tuple[str, ...]
+    """The batch behind each of them."""
+
+    def then(self, patch: str, batch: str) -> Lineage:
+        """The recipe with one more round."""
+        return Lineage((*self.patches, patch), (*self.batches, batch))
+
+    def without(self, patch: str) -> Lineage:
+        """The recipe with one round taken out."""
+        kept = [pair for pair in zip(self.patches, self.batches, strict=True) if pair[0] != patch]
+        return Lineage(tuple(p for p, _ in kept), tuple(b for _, b in kept))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for VERSION.json."""
+        return {"patches": list(self.patches), "batches": list(self.batches)}
+
+
+def lineage_of(store: Store, version_id: int) -> Lineage:
+    """The recipe of a version; empty for v0."""
+    recipe = store.version_record(version_id).get("lineage") or {}
+    return Lineage(tuple(recipe.get("patches", ())), tuple(recipe.get("batches", ())))
+
+
+def earlier_batches(store: StoreCore, config: Config, lineage: Lineage, files: ProbeFiles) -> dict[str, TakenIn]:
+    """The rows of every batch that the version is made of, split as in their own rounds while probes and settings last.
+
+    Raises:
+        PatchError: a stored batch can no longer be read.
+    """
+    taken = {}
+    for sha256 in lineage.batches:
+        try:
+            taken[sha256] = take_in(store, config, sha256, files, is_learnt=True)
+        except UnusableBatchError as err:
+            raise PatchError(
+                f"batch {sha256[:12]}, which the current version was made with, cannot be read any more: {err}"
+            ) from err
+    return taken
+
+
+def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Claims:
+    """Per tensor, the entries that earlier rounds' safety and over-safety patches wrote."""
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    for digest in lineage.patches:
+        for name, (indices, kinds) in patchfile.load_kinds(store, digest).items():
+            by_safety, by_over = found.setdefault(name, (_empty(shapes[name]), _empty(shapes[name])))
+            at, kind = torch.from_numpy(indices), torch.from_numpy(kinds)
+            by_safety.view(-1)[at] |= (kind & SAFETY) > 0
+            by_over.view(-1)[at] |= (kind & OVER_SAFETY) > 0
+    return found
+
+
+def remerge_edits(store: Store, lineage: Lineage, parent: ModelFolder) -> dict[str, Edit]:
+    """Edits that turn a version into the base with these patches merged again in order, each rounded as it was."""
+    base = ModelFolder.open(store.model_path(0))
+    loaded = [patchfile.load(store, digest) for digest in lineage.patches]
+    edits = {}
+    for name, tensor in parent.tensors.items():
+        raw = np.array(base.read_raw(name))
+        for entries in loaded:
+            if name in entries:
+                indices, deltas = entries[name]
+                raw[indices] = from_float32(to_float32(raw[indices], tensor.dtype) + deltas, tensor.dtype)
+        edit = overlay.diff(parent.read_raw(name), raw)
+        if len(edit.indices):
+            edits[name] = edit
+    return edits
+
+
+def _empty(shape: torch.Size) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.bool)

@@ -1,0 +1,184 @@
+"""The supervisor's loop body: what happens at the start, at each tick, and at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from daemon.board import Board
+from daemon.claims import Claims
+from daemon.config import Config
+from daemon.intakes import Intakes
+from daemon.job import Job, Workshop
+from daemon.log import (
+    SERVICE_FAILED,
+    SERVICE_RECOVERED,
+    SERVICE_STARTED,
+    SERVICE_STOPPED,
+    STORE_VERIFIED,
+)
+from daemon.notify import Notifier
+from daemon.report import facts, status_line
+from daemon.rounds import Rounds
+from daemon.scrub import Scrub
+from daemon.timers import VERIFY, Timers
+from state.errors import LockedError, StoreCorruptError
+from state.rows import BatchRow
+
+TICK_S: Final = 1.0
+"""Commands write to the ledger; this is how long one of them may go unnoticed."""
+_TRANSIENT: Final = (LockedError, OSError)
+
+_log = structlog.get_logger()
+
+
+class Loop:
+    """What happens at the start, at each tick, and at the end."""
+
+    def __init__(self, shop: Workshop, notify: Notifier) -> None:
+        self.shop = shop
+        self._notify = notify
+        self._timers = Timers(shop.config, self._on_timer)
+        self.claims = Claims(shop)
+        self.intakes = Intakes(shop)
+        self.rounds = Rounds(shop)
+        self.scrub = Scrub(shop)
+        self._board = Board(shop.home)
+        self._seen_version: tuple[int, int] | None = None
+        self._queue: list[BatchRow] = []
+        self._is_told = False
+        self._told: object = None
+
+    def start(self) -> None:
+        """Recovers, checks the current version, claims what an earlier service left, and says that it is ready."""
+        recovered = self.shop.store.recover(self.shop.stamp())
+        if recovered:
+            _log.info(SERVICE_RECOVERED, done=recovered)
+        self._check_current()
+        self.rounds.durations_s = self._board.load_durations()
+        self.claims.start()
+        self._timers.start()
+        self._notify.ready()
+        _log.info(SERVICE_STARTED, pid=os.getpid(), home=str(self.shop.home), python=sys.version.split()[0])
+
+    def tick(self, *, woken: bool = True) -> None:
+        """Everything that is due now, once; nothing in it waits for a worker.
+
+        Args:
+            woken: False when the loop only looks by itself; then a tick at rest costs next to nothing.
+        """
+        version = self.shop.store.ledger.data_version()
+        changed = version != self._seen_version
+        self._seen_version = version  # as of before the work: what comes in meanwhile is work for the next tick
+        if changed:
+            self.claims.look()  # a command may have put a drop back
+        self._guard("claims", self.claims.tick, _nothing)
+        if woken or changed or self._jobs() or not self._is_told or self._standing() != self._told:
+            self._work()
+            self._tell(changed=changed)
+        self._ping()
+
+    def _work(self) -> None:
+        self._guard("intakes", self.intakes.tick, self.intakes.suspend)
+        self._guard("rounds", self.rounds.tick, self.rounds.suspend)
+        self._guard("verify", self.scrub.tick, self.scrub.stop)
+        self._board.save_durations(self.rounds.durations_s)
+        times = [when for when in (self.rounds.next_retry(), self.intakes.next_retry()) if when is not None]
+        if times:
+            self._timers.wake_at(min(times))
+
+    def _standing(self) -> object:
+        """What can change while nothing wakes the loop."""
+        inbox = self.claims.inbox
+        return dict(self.shop.notes), inbox.problems, [(drop.name, drop.lacks) for drop in inbox.waiting]
+
+    def _jobs(self) -> list[Job]:
+        jobs = (self.intakes.job, self.rounds.job, self.scrub.job)
+        return [job for job in jobs if job is not None]
+
+    def patience_s(self) -> float:
+        """Seconds until something is due that wakes nobody."""
+        return self.claims.next_look_s() or TICK_S
+
+    def is_drained(self) -> bool:
+        """Nothing is left that would go on by itself."""
+        if not self.claims.is_drained() or self.intakes.job or self.rounds.job:
+            return False
+        if self.shop.stalled:
+            return True
+        if self.intakes.waiting():
+            return False
+        waits_for_person = bool(self.rounds.held_back) and self.rounds.next_retry() is None
+        return self.rounds.next_work() is None or waits_for_person
+
+    def is_troubled(self) -> bool:
+        """Something was quarantined, rejected or held back."""
+        inbox = self.claims.inbox
+        left = inbox.num_set_aside or inbox.problems or inbox.waiting or self.claims.stopped_by
+        bad = self.shop.num_bad or self.scrub.num_findings
+        return bool(left or bad or self.shop.stalled or self.rounds.held_back)
+
+    def apply(self, config: Config) -> None:
+        """Takes changed settings. Raises ConfigError, and then keeps the old ones."""
+        self._timers.apply(config)
+        self.shop.config = config
+        self.claims.apply()
+
+    def stop(self) -> None:
+        """Ends workers and threads within seconds; whatever they did is resumed at the next start."""
+        self._notify.stopping()
+        self._timers.stop()
+        self.claims.stop()
+        for part in (self.intakes, self.rounds, self.scrub):
+            part.stop()
+        self._board.remove()
+        _log.info(SERVICE_STOPPED, pid=os.getpid())
+
+    def _check_current(self) -> None:
+        store = self.shop.store
+        row = store.current()
+        record = store.version_record(row.id)
+        folder = store.model_path(row.id)
+        missing = [name for name in record["files"] if not (folder / name).is_file()]
+        if missing:
+            raise StoreCorruptError(f"{folder}: {', '.join(missing)} is gone", "`alignd verify` says more")
+        _log.info(STORE_VERIFIED, version=row.name, num_files=len(record["files"]), depth="names")
+
+    def _guard(self, part: str, action: Callable[[], None], on_trouble: Callable[[], None]) -> None:
+        try:
+            action()
+        except _TRANSIENT as err:
+            _log.error(SERVICE_FAILED, part=part, error=type(err).__name__, reason=str(err))
+            is_busy = isinstance(err, LockedError)  # that passes by itself
+            self.shop.note(f"store of {part}", f"the store cannot be written: {err}", is_stall=not is_busy)
+            on_trouble()
+        else:
+            self.shop.note(f"store of {part}", "")
+
+    def _tell(self, *, changed: bool) -> None:
+        if changed:
+            self._queue = self.shop.store.ledger.batches("queued")
+        told = facts(self.shop, self.claims, self.intakes, self.rounds, self._queue)
+        self._is_told = self._board.show(told, at=self.shop.stamp())
+        self._told = self._standing()
+        self._notify.status(status_line(told))
+
+    def _ping(self) -> None:
+        limit_s = self.shop.config.schedule.phase_limit_s + 60
+        watched = [job for job in self._jobs() if job is not self.scrub.job]
+        is_healthy = all(job.child.silent_s() < limit_s for job in watched)
+        self._notify.watchdog(time.monotonic(), healthy=is_healthy)
+
+    def _on_timer(self, reason: str) -> None:
+        if reason == VERIFY:
+            self.scrub.ask()
+        self.claims.look()
+
+
+def _nothing() -> None:
+    """Claims keep their own account of trouble."""

@@ -1,0 +1,200 @@
+"""The views of `daemon.views` as lines for people. Pure: a view and a style in, lines out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from daemon.terminal import (
+    NOTHING,
+    Colour,
+    Style,
+    bar,
+    cut,
+    duration,
+    fields,
+    percent,
+    printable,
+    size,
+    table,
+    when,
+    wrapped,
+)
+
+View = Mapping[str, Any]
+
+_STATE_COLOURS: Final[dict[str, Colour]] = {
+    "published": "good",
+    "base": "good",
+    "rejected": "bad",
+    "quarantined": "bad",
+    "failed": "bad",
+    "rolled_back": "bad",
+    "reverted": "warn",
+    "awaiting_approval": "warn",
+    "running": "bold",
+}
+AXES: Final = (("harm_rate", "HARM"), ("over_refusal_rate", "OVER-REF"), ("utility", "UTILITY"))
+WIDE_COLUMNS: Final = 100
+
+
+def state_text(state: str, style: Style) -> str:
+    """A state in words, coloured by how good it is."""
+    words = {"awaiting_approval": "waiting"}.get(state, state.replace("_", " "))
+    return style.paint(words, _STATE_COLOURS.get(state, ""))
+
+
+def short(sha256: str | None) -> str:
+    """The part of a digest that a person reads."""
+    return sha256[:12] if sha256 else NOTHING
+
+
+def history_lines(versions: Sequence[View], style: Style) -> list[str]:
+    """One line a version, oldest first; `*` marks what is in service. The time needs a wide terminal."""
+    headers = ["  ID", "STATE", "BATCH", "HARM", "OVER-REF", "UTILITY", "TOUCHED", "NOTE"]
+    rows = [_history_row(view, style) for view in versions]
+    if style.columns >= WIDE_COLUMNS:
+        headers.insert(7, "MADE")
+        rows = [[*row[:7], when(view["created"]), row[7]] for row, view in zip(rows, versions, strict=True)]
+    return table(headers, rows, style, right="HARM,OVER-REF,UTILITY,TOUCHED", flexible="BATCH,NOTE")
+
+
+def _history_row(view: View, style: Style) -> list[str]:
+    mark = style.paint("*", "good") if view["current"] else " "
+    metrics = [percent(view["metrics"][key]) for key, _ in AXES]
+    return [
+        f"{mark} {view['id']}",
+        state_text(view["state"], style),
+        printable(view["batch_name"] or NOTHING),
+        *metrics,
+        percent(view["touched_fraction"]),
+        flags(view),
+    ]
+
+
+def flags(view: View) -> str:
+    """What else is to be known of a version, in a few words."""
+    words = [word for word in ("blocked", "pinned") if view[word]]
+    return " ".join([*words, *(f"@{tag}" for tag in view["tags"])])
+
+
+def status_lines(view: View, style: Style, *, with_round: bool = True) -> list[str]:
+    """The state of the service, in about a dozen lines; a caller that draws the round itself leaves it out."""
+    paint = style.paint
+    service = view["service"]
+    running = f"running, process {service['pid']}" if service["running"] else paint("not running", "warn")
+    lines = fields(
+        [
+            ("current", f"{paint(view['current'], 'good')}  {axes_text(view['metrics'])}"),
+            ("previous", view["previous"] or NOTHING),
+            ("candidate", _candidate(view)),
+            ("held", paint(_switch(view["hold"]), "warn")),
+            ("paused", paint(_switch(view["pause"]), "warn")),
+            ("round", round_text(view["round"], style) if with_round else ""),
+            ("queue", _queue(view["queue"])),
+            ("inbox", f"{view['inbox']['waiting']} waiting"),
+            ("quarantine", str(view["quarantine"]) if view["quarantine"] else ""),
+            ("service", running),
+            ("", printable(service["message"])),
+            ("disk", f"{size(view['disk']['free_bytes'])} free"),
+        ],
+        style,
+    )
+    for problem in view["problems"]:
+        first, *rest = wrapped(f"problem: {printable(problem)}", style, indent=9)
+        lines += [paint("problem", "bad") + first.removeprefix("problem"), *rest]
+    return lines
+
+
+def axes_text(metrics: View) -> str:
+    """The three axes of a version in one line."""
+    words = {"harm_rate": "harm", "over_refusal_rate": "over-refusal", "utility": "utility"}
+    return "  ".join(f"{words[key]} {percent(metrics[key])}" for key, _ in AXES)
+
+
+def _candidate(view: View) -> str:
+    if not view["candidate"]:
+        return ""
+    return f"{view['candidate']} waits for `alignd approve` or `alignd reject`"
+
+
+def _switch(control: View | None) -> str:
+    if control is None:
+        return ""
+    return f"since {when(control['since'])} by {control['actor']}: {printable(control['reason'])}"
+
+
+def _queue(queue: Sequence[View]) -> str:
+    if not queue:
+        return "empty"
+    names = [printable(item.get("name") or f"revert of {item.get('target')}") for item in queue[:3]]
+    more = f" and {len(queue) - 3} more" if len(queue) > 3 else ""
+    return f"{len(queue)}: {', '.join(names)}{more}"
+
+
+def round_text(view: View | None, style: Style) -> str:
+    """What the running round is at, in one line."""
+    if view is None:
+        return NOTHING
+    what = view["batch_name"] or (f"revert of {view['target']}" if view["target"] else "")
+    parts = [f"{view['id']}  {cut(printable(what), 20)}", view["step"] or "starting"]
+    if view["fraction"] is not None:
+        parts.append(f"{bar(view['fraction'], 10)} {view['fraction'] * 100:.0f}%")
+    if view["eta_s"] is not None:
+        parts.append(f"{duration(view['eta_s'])} left")
+    if view["loss"] is not None:
+        parts.append(f"loss {view['loss']:.3f}")
+    return "  ".join(parts)
+
+
+def batches_lines(batches: Sequence[View], style: Style) -> list[str]:
+    """One line a batch, in order of arrival."""
+    rows = [
+        [
+            short(view["sha256"]),
+            printable(view["name"]),
+            state_text(view["state"], style),
+            size(view["num_bytes"]),
+            when(view["received"]),
+            printable(view["reason"] or ", ".join(view["versions"])),
+        ]
+        for view in batches
+    ]
+    headers = ["BATCH", "NAME", "STATE", "SIZE", "RECEIVED", "NOTE"]
+    return table(headers, rows, style, right="SIZE", flexible="NOTE,NAME")
+
+
+def quarantine_lines(entries: Sequence[View], style: Style) -> list[str]:
+    """One line an entry, its whole reason below it."""
+    lines = []
+    for view in entries:
+        name = printable(view["name"])
+        lines.append(f"{style.paint(short_entry(view['id']), 'bold')}  {name}  {when(view['at'])}")
+        lines += wrapped(f"    {printable(view['reason'])}", style, indent=4)
+    return lines
+
+
+def short_entry(entry_id: str) -> str:
+    """A quarantine entry's id as a person types it: digests are cut, names are not."""
+    return printable(entry_id if entry_id.startswith("drop-") else short(entry_id))
+
+
+def audit_lines(rows: Sequence[View], style: Style) -> list[str]:
+    """One line an audit line."""
+    cells = [
+        [
+            str(view["seq"]),
+            view["at"][:19].replace("T", " "),
+            view["actor"],
+            view["action"],
+            printable(_subject(view["subject"])),
+            printable(str(view["details"].get("reason", ""))),
+        ]
+        for view in rows
+    ]
+    headers = ["SEQ", "AT", "WHO", "DID", "WHAT", "WHY"]
+    return table(headers, cells, style, right="SEQ", flexible="WHY,WHAT")
+
+
+def _subject(subject: str) -> str:
+    return short(subject) if len(subject) == 64 else subject

@@ -1,0 +1,73 @@
+"""What the page about a version shows, gathered from ledger, record, audit file and v0's header; no prompt, no answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from daemon import explain
+from daemon.views import View, audit_view
+from state import audit
+from state.rows import AuditRow, VersionRow
+from state.store import Store
+from state.tensors import ModelFolder
+
+
+def gather(store: Store, row: VersionRow, view: View) -> dict[str, Any]:
+    """Everything that the page needs, as plain values.
+
+    Args:
+        view: `commands_explain.version_view` of the same version.
+    """
+    record = view["record"]
+    names = {batch.sha256: batch.name for batch in store.ledger.batches()}
+    return {
+        "version": view,
+        "lineage": [_ancestor(ancestor, names) for ancestor in store.lineage(row.id)],
+        "rows": explain.rows_of(record),
+        "harm_by_batch": explain.harm_by_batch(record, {sha256[:12]: name for sha256, name in names.items()}),
+        "utility_by_category": explain.utility_by_category(record),
+        "tensors": _tensors(store, record),
+        "settings": _flat(record.get("config") or {}),
+        "inputs": record.get("inputs") or {},
+        "files": record.get("files") or {},
+        "seeds": record.get("seeds") or {},
+        "patches": (record.get("lineage") or {}).get("patches") or [],
+        "audit": [audit_view(line) for line in audit.read(store) if _is_about(line, row)],
+    }
+
+
+def _ancestor(row: VersionRow, names: dict[str, str]) -> View:
+    return {
+        "id": row.name,
+        "state": row.state,
+        "round": row.round,
+        "batch": row.batch,
+        "batch_name": names.get(row.batch or ""),
+        "created": row.created_at,
+        "touched_fraction": row.touched_fraction,
+    }
+
+
+def _tensors(store: Store, record: dict[str, Any]) -> list[View]:
+    """Touched entries of each tensor and their share of it, in the order of the file."""
+    counts = (record.get("touched") or {}).get("per_tensor") or {}
+    sizes = {name: info.num_entries for name, info in ModelFolder.open(store.model_path(0)).tensors.items()}
+    return [
+        {"name": name, "num_touched": counts[name], "num_entries": size, "fraction": counts[name] / size}
+        for name, size in sizes.items()
+        if counts.get(name)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _is_about(line: AuditRow, row: VersionRow) -> bool:
+    """True for lines about the version, its round or its batch."""
+    about = {row.name, row.round, row.batch} - {None}
+    return line.subject in about or line.details.get("round") in about

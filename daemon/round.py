@@ -1,0 +1,222 @@
+"""One round, top to bottom: a batch becomes a candidate with verdicts, or a reason why not.
+
+Every step leaves its artefacts in the round's scratch folder and then reports its result; a round that is started again
+skips what it finds done. The supervisor, which survives this process, turns the outcome into a version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from daemon import probes
+from daemon.candidate import Candidate, keep_patch, merge_edits, sparse_entries, write_candidate
+from daemon.config import Config, GatesSection, to_dict
+from daemon.intake import TakenIn, UnusableBatchError, take_in
+from daemon.lineage import Lineage, claims, earlier_batches, lineage_of, remerge_edits
+from daemon.measuring import counts, gate_results, gate_sets, measure_sets, metrics
+from daemon.patching import Patching
+from daemon.probes import ProbeFiles
+from daemon.progress import Outcome, Reporter
+from daemon.searching import search_merge
+from daemon.workbench import Workbench
+from patches.merge import Setting, SparsePatch, merged_patch
+from patches.model import load_model
+from policies.gates import decide
+from state.rows import RoundRow
+from state.store import Store
+from state.tensors import ModelFolder
+
+
+@dataclass
+class Round:
+    """One attempt, as its worker sees it."""
+
+    store: Store
+    config: Config
+    row: RoundRow
+    reporter: Reporter
+    files: ProbeFiles
+    results: dict[str, dict[str, Any]]
+    """What each finished step recorded, in this start or an earlier one."""
+
+    def done(self, step: str, work: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        """The step's recorded result, from an earlier start or from doing the work now."""
+        if step not in self.results:
+            self.reporter.progress(step, 0.0)
+            self.results[step] = json.loads(json.dumps(dict(work())))
+            self.reporter.step(step, self.results[step])
+        return self.results[step]
+
+    def progress(self, step: str) -> Callable[..., None]:
+        """A callback that reports fraction and loss of a step."""
+        return lambda fraction, loss=None: self.reporter.progress(step, fraction, loss)
+
+
+def run(store: Store, config: Config, row: RoundRow, reporter: Reporter) -> Outcome:
+    """Take one round to its outcome: ready with a candidate, rejected by the gates, or its batch quarantined."""
+    round_ = Round(store, config, row, reporter, probes.load(store.home, config), dict(row.artefacts))
+    store.scratch(row.id).mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _revert(round_) if row.kind == "revert" else _batch(round_)
+
+
+def _batch(round_: Round) -> Outcome:
+    store, config, row = round_.store, round_.config, round_.row
+    assert row.batch is not None
+    try:
+        taken = take_in(store, config, row.batch, round_.files)
+    except UnusableBatchError as err:
+        return Outcome("quarantined", err.reasons, err.stats)
+    lineage = lineage_of(store, row.parent)
+    earlier = earlier_batches(store, config, lineage, round_.files)
+    round_.done("parse", lambda: taken.stats)
+
+    batches = {**earlier, row.batch: taken}
+    bench = _open_bench(round_, batches)
+    work = Patching(bench, store.scratch(row.id), taken=taken, earlier=earlier, seed=_seed(row, config))
+    round_.done("teach", lambda: work.teach(round_.progress("teach")))
+    round_.done("choose", lambda: work.choose(round_.progress("choose")))
+    round_.done("over_safety", lambda: work.derive_over_safety(round_.progress("over_safety")))
+    round_.done("safety", lambda: work.derive_safety(round_.progress("safety")))
+    round_.done("score", lambda: work.score(round_.progress("score")))
+    patches = work.patches(lambda shapes: claims(store, lineage, shapes))
+    round_.done("mask", lambda: work.describe_masks(patches))
+    search = round_.done(
+        "search", lambda: search_merge(bench, patches, work.development_sets(), round_.progress("search"))
+    )
+    merged = merged_patch(patches, Setting(**search["winner"]["point"]))
+    merge = round_.done("merge", lambda: _merge(round_, merged))
+    return _judge(round_, bench, batches, merge, lineage.then(merge["patch"], row.batch))
+
+
+def _revert(round_: Round) -> Outcome:
+    """Take one round's patch out and merge the others again; no training."""
+    store, row = round_.store, round_.row
+    target = store.version(row.target if row.target is not None else row.parent)
+    lineage = lineage_of(store, row.parent).without(target.patch or "")
+    merge = round_.done("remerge", lambda: _remerge(round_, lineage))
+    batches = earlier_batches(store, round_.config, lineage, round_.files)
+    return _judge(round_, _open_bench(round_, batches), batches, merge, lineage)
+
+
+def _merge(round_: Round, patch: SparsePatch) -> dict[str, Any]:
+    parent = ModelFolder.open(round_.store.model_path(round_.row.parent))
+    edits = merge_edits(parent, sparse_entries(patch))
+    provenance = {"round": round_.row.id, "batch": round_.row.batch or "", "parent": f"v{round_.row.parent}"}
+    digest = keep_patch(round_.store, patch, provenance)
+    return _plain(_write(round_, edits, digest))
+
+
+def _remerge(round_: Round, lineage: Lineage) -> dict[str, Any]:
+    parent = ModelFolder.open(round_.store.model_path(round_.row.parent))
+    return _plain(_write(round_, remerge_edits(round_.store, lineage, parent), None))
+
+
+def _write(round_: Round, edits: Mapping[str, Any], patch: str | None) -> Candidate:
+    store, row = round_.store, round_.row
+    return write_candidate(store, row.parent, store.scratch(row.id), edits=edits, patch=patch)
+
+
+def _plain(candidate: Candidate) -> dict[str, Any]:
+    return {
+        "staging_model": candidate.model.name,
+        "overlay": candidate.overlay.name,
+        "files": candidate.digests.files,
+        "tensors": candidate.digests.tensors,
+        "touched": candidate.touched,
+        "patch": candidate.patch,
+    }
+
+
+def _judge(
+    round_: Round, bench: Workbench, batches: Mapping[str, TakenIn], merge: Mapping[str, Any], lineage: Lineage
+) -> Outcome:
+    """Measure candidate, current version and v0 on the same gate probes; the gates decide."""
+    folder = round_.store.scratch(round_.row.id) / merge["staging_model"]
+    numbers = round_.done("evaluate", lambda: _evaluate(round_, bench, batches, folder))
+    gate = round_.done("gate", lambda: _decide(numbers, _gates(round_, bool(batches))))
+    if not gate["accepted"]:
+        return Outcome("rejected", tuple(gate["reasons"]))
+    measured = {name: numbers[name] for name in ("candidate", "current", "base")}
+    record = _record(round_, merge, lineage)
+    record |= {"metrics": measured["candidate"], "gates": gate["gates"], "measured": measured}
+    return Outcome(
+        "ready",
+        tuple(gate["reasons"]),
+        {"staging_model": merge["staging_model"], "overlay": merge["overlay"], "record": record},
+    )
+
+
+def _evaluate(round_: Round, bench: Workbench, batches: Mapping[str, TakenIn], folder: Path) -> dict[str, Any]:
+    """The metrics of the candidate, of the current version and of v0, and the candidate's counts."""
+    sets = gate_sets({sha256: taken.gate() for sha256, taken in batches.items()}, round_.files, round_.config)
+    progress = round_.progress("evaluate")
+    model = load_model(folder, dtype=round_.config.model.dtype, device=bench.device)
+    candidate = measure_sets(bench, sets, model=model, progress=lambda done: progress(done / 3))
+    del model
+    current = measure_sets(bench, sets, progress=lambda done: progress((1 + done) / 3))
+    with bench.base_model() as model:
+        base = (
+            current
+            if model is bench.model
+            else measure_sets(bench, sets, model=model, progress=lambda done: progress((2 + done) / 3))
+        )
+    return {
+        "candidate": metrics(candidate),
+        "current": metrics(current),
+        "base": metrics(base),
+        "counts": counts(candidate),
+    }
+
+
+def _decide(numbers: Mapping[str, Any], gates: GatesSection) -> dict[str, Any]:
+    """The verdict of every gate on what was measured, and the decision they come to."""
+    results = gate_results(numbers["counts"], numbers, gates)
+    verdict = decide(results)
+    return {"accepted": verdict.accepted, "reasons": verdict.reasons, "gates": [result.to_dict() for result in results]}
+
+
+def _gates(round_: Round, has_batches: bool) -> GatesSection:
+    """The configured gates. A revert may bring refusals back, and its own batch's harm; never that of the others."""
+    gates = round_.config.gates
+    if round_.row.kind != "revert":
+        return gates
+    harm = gates.harm if has_batches else replace(gates.harm, klass="wanted")
+    return replace(gates, harm=harm, over_safety=replace(gates.over_safety, klass="wanted"))
+
+
+def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:
+    """What VERSION.json says beside identity, gates and metrics."""
+    steps = {name: result for name, result in round_.results.items() if name not in ("merge", "remerge")}
+    return {
+        "kind": round_.row.kind,
+        "files": merge["files"],
+        "tensors": merge["tensors"],
+        "touched": merge["touched"],
+        "patch": merge["patch"],
+        "lineage": lineage.to_dict(),
+        "config": to_dict(round_.config),
+        "seeds": {"round": _seed(round_.row, round_.config)},
+        "inputs": round_.files.digests,
+        "steps": steps,
+    }
+
+
+def _open_bench(round_: Round, batches: Mapping[str, TakenIn]) -> Workbench:
+    store, config = round_.store, round_.config
+    harmful = [row.response for taken in batches.values() for row in taken.rows]
+    bench = Workbench.open(
+        config, store.model_path(round_.row.parent), store.model_path(0), round_.files, harmful=harmful
+    )
+    bench.learn_judge()
+    return bench
+
+
+def _seed(row: RoundRow, config: Config) -> int:
+    """One seed a round: the configured one and the round's number."""
+    return config.seed * 1_000_003 + int(row.id.removeprefix("r"))

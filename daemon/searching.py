@@ -1,0 +1,73 @@
+"""The coefficient search of a round: try merges on the development parts, take the best."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from daemon.config import Config
+from daemon.measuring import ProbeSets, axes, measure_sets
+from daemon.workbench import Workbench
+from patches.merge import Patches, Setting, merged, merged_patch, touched_fraction
+from patches.model import count_entries, decoder_linears
+from policies.search import Point, Space, Trial, Weights, choose, next_point, score
+
+
+def search_merge(
+    bench: Workbench, patches: Patches, sets: ProbeSets, progress: Callable[[float], None]
+) -> dict[str, Any]:
+    """What was tried, which setting won ("winner"), and why."""
+    settings = bench.config.merge.search
+    weights, space = weights_of(bench.config), _space(bench.config)
+    deadline = time.monotonic() + settings.max_s
+    tried: dict[Point, Trial] = {}
+    point = next_point(space, {})
+    while point is not None and len(tried) < settings.trials and (not tried or time.monotonic() < deadline):
+        tried[point] = _try(bench, patches, sets, point, weights)
+        progress(len(tried) / settings.trials)
+        point = next_point(space, {known: trial.score for known, trial in tried.items()})
+    winner, why = choose(list(tried.values()), min_gain=settings.min_gain)
+    return {
+        "winner": winner.to_dict(),
+        "reasons": list(why.reasons),
+        "num_trials": len(tried),
+        "trials": [trial.to_dict() for trial in tried.values()],
+    }
+
+
+def _try(bench: Workbench, patches: Patches, sets: ProbeSets, point: Point, weights: Weights) -> Trial:
+    patch = merged_patch(patches, _setting(point))
+    share = touched_fraction(patch, count_entries(decoder_linears(bench.model).values()))
+    with merged(bench.model, patch):
+        measured = axes(measure_sets(bench, sets, with_loss=False), share)
+    return Trial(point, measured, score(measured, weights))
+
+
+def _setting(point: Point) -> Setting:
+    return Setting(**asdict(point))
+
+
+def _space(config: Config) -> Space:
+    search = config.merge.search
+    joint = config.merge.mask == "joint"
+    return Space(
+        retention_rate=search.retention_rates,
+        safety_fraction=search.top_fractions,
+        over_safety_fraction=search.top_fractions[:1] if joint else search.top_fractions,
+        alpha=search.alphas,
+        beta=search.betas,
+    )
+
+
+def weights_of(config: Config) -> Weights:
+    """The configured trade-off between the axes."""
+    search = config.merge.search
+    return Weights(
+        search.harm_weight,
+        search.over_refusal_weight,
+        search.utility_weight,
+        search.degenerate_weight,
+        search.touched_weight,
+    )

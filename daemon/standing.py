@@ -1,0 +1,158 @@
+"""Gathers what `status` shows: the ledger, the service's progress file, the inbox, the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from daemon.command import Context, service_pid
+from daemon.views import Names, Standing, measured
+from state.errors import NotFoundError
+from state.layout import PROGRESS_FILE
+from state.rows import RoundRow, VersionRow
+
+if TYPE_CHECKING:
+    from daemon.config import Config
+    from state.store import Store
+
+
+def look(context: Context, store: Store) -> Standing:
+    """The standing of a service and its store, now."""
+    config, config_problem = _settings(context)
+    pid = service_pid(store)
+    current = store.current()
+    running = _first(store.ledger.rounds("running"))
+    problems = [
+        config_problem,
+        *_pointer_problems(store, current),
+        _interrupted(running, pid),
+        *_room_problems(context, config),
+    ]
+    progress = read_progress(context.home) if pid is not None else {}
+    return Standing(
+        current=current,
+        previous=store.previous(),
+        candidate=_candidate(store),
+        held=store.held,
+        paused=store.paused,
+        running=running,
+        waiting_rounds=store.ledger.rounds("queued"),
+        queued=store.ledger.batches("queued"),
+        batch_names=_running_name(store, running),
+        progress=progress,
+        num_waiting=_num_waiting(inbox_path(context, config)),
+        num_quarantined=len(store.quarantined()),
+        num_versions=store.ledger.next_number(VersionRow),
+        service_pid=pid,
+        free_bytes=_free_bytes(context.home),
+        problems=[problem for problem in problems if problem] + _told_problems(progress),
+    )
+
+
+def names(store: Store) -> Names:
+    """What versions are called besides their number: batches, tags, reasons; and what the base measured."""
+    tags: dict[int, list[str]] = {}
+    for tag in store.ledger.tags():
+        tags.setdefault(tag.version, []).append(tag.name)
+    rounds = store.ledger.rounds()
+    on_base = (measured(row.artefacts, "base") for row in reversed(rounds))
+    return Names(
+        current=store.current().id,
+        batch_names={row.sha256: row.name for row in store.ledger.batches()},
+        tags=tags,
+        round_reasons={row.id: row.reason for row in rounds if row.reason},
+        base_metrics=next(filter(None, on_base), {}),
+    )
+
+
+def read_progress(home: Path) -> dict[str, Any]:
+    """What the service last said about itself; empty when it said nothing readable."""
+    try:
+        value = json.loads((home / PROGRESS_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def inbox_path(context: Context, config: Config | None) -> Path:
+    """The watched folder."""
+    return context.home / (config.inbox.path if config else "inbox")
+
+
+def _settings(context: Context) -> tuple[Config | None, str]:
+    from daemon.config import ConfigError
+
+    try:
+        return context.config(), ""
+    except ConfigError as err:
+        return None, f"{err}; `alignd config check` after mending it"
+
+
+def _first(rows: list[RoundRow]) -> RoundRow | None:
+    return rows[0] if rows else None
+
+
+def _candidate(store: Store) -> VersionRow | None:
+    try:
+        return store.resolve("candidate")
+    except NotFoundError:
+        return None
+
+
+def _running_name(store: Store, running: RoundRow | None) -> dict[str, str]:
+    batch = store.ledger.batch(running.batch) if running and running.batch else None
+    return {batch.sha256: batch.name} if batch else {}
+
+
+def _pointer_problems(store: Store, current: VersionRow) -> list[str]:
+    link = store.current_link
+    points_to = link.readlink().name if link.is_symlink() else "nothing"
+    problems = []
+    if points_to != current.name:
+        problems.append(f"{link} points to {points_to} and not to {current.name}; start the service to mend it")
+    if not store.is_materialized(current.id):
+        problems.append(f"the model folder of {current.name} is missing; `alignd verify` says more")
+    return problems
+
+
+def _interrupted(running: RoundRow | None, pid: int | None) -> str:
+    if running is None or pid is not None:
+        return ""
+    return f"{running.id} was interrupted; it goes on when the service starts"
+
+
+def _room_problems(context: Context, config: Config | None) -> list[str]:
+    problems = []
+    inbox = inbox_path(context, config)
+    if not inbox.is_dir():
+        problems.append(f"{inbox} is missing; nothing can be dropped")
+    free, floor = _free_bytes(context.home), config.inbox.min_free_bytes if config else 0
+    if free is not None and free < floor:
+        problems.append(f"{free} bytes of disk are free, below inbox.min_free_bytes ({floor}); nothing more is claimed")
+    return problems
+
+
+def _free_bytes(home: Path) -> int | None:
+    from state.durable import free_bytes
+
+    try:
+        return free_bytes(home)
+    except OSError:
+        return None
+
+
+def _num_waiting(inbox: Path) -> int:
+    from daemon.arrival import is_ignored, marker_of
+
+    try:
+        names = {entry.name for entry in inbox.iterdir()}
+    except OSError:
+        return 0
+    return sum(1 for name in names if not is_ignored(name) and not marker_of(name, names))
+
+
+def _told_problems(progress: dict[str, Any]) -> list[str]:
+    inbox = progress.get("inbox")
+    told = inbox.get("problems") if isinstance(inbox, dict) else None
+    return [f"inbox: {problem}" for problem in told] if isinstance(told, list) else []

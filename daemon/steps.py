@@ -1,0 +1,29 @@
+"""The steps of a round, in order, by its kind; what has not begun can be shown without loading the method."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+STEPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "batch": (
+        "parse",
+        "teach",
+        "choose",
+        "over_safety",
+        "safety",
+        "score",
+        "mask",
+        "search",
+        "merge",
+        "evaluate",
+        "gate",
+    ),
+    "revert": ("remerge", "evaluate", "gate"),
+}
+
+
+def in_order(kind: str, steps: Iterable[str]) -> list[str]:
+    """Some steps of a round in the order in which they are done; unknown ones last, as they came."""
+    known = STEPS.get(kind, ())
+    return sorted(steps, key=lambda step: known.index(step) if step in known else len(known))

@@ -1,0 +1,194 @@
+"""Text for people: tables that fit the terminal, colours where they help, numbers in one form.
+
+Nothing here is heavy: the hot commands print through it. The live view is in `daemon.live`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import textwrap
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TextIO
+
+Colour = Literal["", "good", "bad", "warn", "dim", "bold"]
+_CODES: Final[dict[str, str]] = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "bold": "1"}
+_ESCAPE: Final = re.compile(r"\x1b\[[0-9;]*m")
+DEFAULT_COLUMNS: Final = 80
+_GAP: Final = "  "
+_MIN_COLUMN: Final = 6
+_MIN_VALUE: Final = 20
+NOTHING: Final = "-"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How text is printed: in colour or not, and how wide."""
+
+    colour: bool = False
+    columns: int = DEFAULT_COLUMNS
+
+    def paint(self, text: str, colour: Colour) -> str:
+        """The text in a colour; unchanged where colours are off."""
+        return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if self.colour and colour and text else text
+
+
+def style_of(stream: TextIO) -> Style:
+    """The style for a stream: colours only on a terminal, without NO_COLOR, that is not dumb."""
+    tty = stream.isatty()
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    columns = shutil.get_terminal_size((DEFAULT_COLUMNS, 24)).columns
+    return Style(colour=tty and not plain, columns=max(columns, 40))
+
+
+def printable(text: str) -> str:
+    """The text without control characters: file names are a stranger's, and a terminal obeys them."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+def width(text: str) -> int:
+    """Columns that a text takes, colours not counted, wide characters as two."""
+    bare = _ESCAPE.sub("", text)
+    if bare.isascii():
+        return len(bare)
+    return sum(_char_width(char) for char in bare)
+
+
+def _char_width(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def cut(text: str, columns: int) -> str:
+    """The text in at most `columns`, its end replaced by an ellipsis where it is longer."""
+    if width(text) <= columns:
+        return text
+    kept, used = "", 0
+    for char in _ESCAPE.sub("", text):
+        used += _char_width(char)
+        if used > columns - 1:
+            break
+        kept += char
+    return kept + "…"
+
+
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], style: Style, *, right: str = "", flexible: str = ""
+) -> list[str]:
+    """Lines of a table that fits the style's columns.
+
+    Args:
+        headers: column titles.
+        rows: as many cells each as there are headers; cells may be painted.
+        right: titles of the columns that are aligned to the right, separated by commas.
+        flexible: titles of the columns that are cut, first to last, when it is too wide.
+    """
+    cells = [list(row) for row in rows]
+    widths = [max([width(title), *(width(row[i]) for row in cells)]) for i, title in enumerate(headers)]
+    for title in filter(None, flexible.split(",")):
+        i = list(headers).index(title)
+        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - style.columns
+        widths[i] -= max(0, min(excess, widths[i] - max(width(title), _MIN_COLUMN)))
+    aligned = [title in right.split(",") for title in headers]
+    titles = [style.paint(title, "dim") for title in headers]
+    return [_line(row, widths, aligned) for row in [titles, *cells]]
+
+
+def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    parts = []
+    for cell, columns, to_right in zip(row, widths, right, strict=True):
+        text = cut(cell, columns)
+        space = " " * (columns - width(text))
+        parts.append(space + text if to_right else text + space)
+    return _GAP.join(parts).rstrip()
+
+
+def fields(pairs: Iterable[tuple[str, str]], style: Style, *, indent: int = 0) -> list[str]:
+    """Lines of `name  value`, values below each other, long ones wrapped; an empty value leaves its pair out."""
+    shown = [(name, value) for name, value in pairs if value]
+    column = max((width(name) for name, _ in shown), default=0)
+    lines = []
+    for name, value in shown:
+        room = style.columns - indent - column - len(_GAP)
+        parts = [value] if width(value) <= room or _ESCAPE.search(value) else _wrap(value, max(room, _MIN_VALUE))
+        titles = [style.paint(name.ljust(column), "dim"), *[" " * column] * (len(parts) - 1)]
+        lines += [f"{' ' * indent}{title}{_GAP}{part}" for title, part in zip(titles, parts, strict=True)]
+    return lines
+
+
+def _wrap(text: str, columns: int, pad: str = "") -> list[str]:
+    return textwrap.wrap(text, columns, subsequent_indent=pad, break_long_words=False, break_on_hyphens=False)
+
+
+def wrapped(text: str, style: Style, *, indent: int = 0) -> list[str]:
+    """An unpainted text in lines that fit, all but the first indented; words, such as paths, are never broken."""
+    return _wrap(text, style.columns, " " * indent) or [""]
+
+
+def percent(value: float | None) -> str:
+    """A share in [0, 1] as a percentage; `-` where there is none."""
+    if value is None:
+        return NOTHING
+    return "100%" if value >= 1 else f"{value * 100:.1f}%"
+
+
+def signed_percent(value: float | None) -> str:
+    """A difference of two shares in percentage points, with its sign."""
+    return NOTHING if value is None else f"{value * 100:+.1f}"
+
+
+def number(value: float | None) -> str:
+    """A number with at most four significant digits."""
+    if value is None:
+        return NOTHING
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def size(num_bytes: int | None) -> str:
+    """Bytes in a unit a person reads."""
+    if num_bytes is None:
+        return NOTHING
+    value = float(num_bytes)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `42s`, `3m 05s` or `2h 10m`."""
+    if seconds is None:
+        return NOTHING
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def when(instant: str | None) -> str:
+    """A UTC ISO-8601 time as `2026-01-31 12:05`."""
+    return NOTHING if not instant else instant[:16].replace("T", " ")
+
+
+def sparkline(values: Sequence[float], columns: int) -> str:
+    """The course of some numbers in one line of block characters; empty for fewer than two."""
+    if len(values) < 2:
+        return ""
+    step = max(1.0, len(values) / columns)
+    picked = [values[int(i * step)] for i in range(min(columns, len(values)))]
+    low, high = min(picked), max(picked)
+    span = (high - low) or 1.0
+    return "".join("▁▂▃▄▅▆▇█"[int((value - low) / span * 7)] for value in picked)
+
+
+def bar(fraction: float, columns: int) -> str:
+    """A progress bar of a share in [0, 1]."""
+    filled = round(min(max(fraction, 0.0), 1.0) * columns)
+    return "█" * filled + "░" * (columns - filled)

@@ -1,0 +1,284 @@
+"""Ledger rows as the plain values that `--json` prints. Pure; fields are added, never renamed or removed.
+
+Shares are in [0, 1], times UTC ISO-8601, versions are named `v3`. What was not measured is null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from daemon.steps import in_order
+from state.rows import AuditRow, BatchRow, ControlRow, RoundRow, VersionRow
+
+AXES: Final = ("harm_rate", "over_refusal_rate", "utility")
+
+View = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Names:
+    """What a version's row does not say itself."""
+
+    current: int
+    batch_names: Mapping[str, str] = field(default_factory=dict)
+    """Batch sha256 -> what its dropper called it."""
+    tags: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    round_reasons: Mapping[str, str] = field(default_factory=dict)
+    base_metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What the newest round that measured anything measured on the base."""
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can carry: no NaN or infinity (null instead), no tuples, keys as text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return value if value is None or isinstance(value, str | int | bool) else str(value)
+
+
+def version_name(version_id: int | None) -> str | None:
+    """`v3` of 3."""
+    return None if version_id is None else f"v{version_id}"
+
+
+def metrics_view(metrics: Mapping[str, Any]) -> View:
+    """All metrics of a version, the three axes always among them."""
+    return {**dict.fromkeys(AXES), **plain(metrics)}
+
+
+def version_view(row: VersionRow, names: Names) -> View:
+    """One version, as `history` lists it."""
+    return {
+        "id": row.name,
+        "parent": version_name(row.parent),
+        "state": row.state,
+        "batch": row.batch,
+        "batch_name": names.batch_names.get(row.batch) if row.batch else None,
+        "round": row.round,
+        "created": row.created_at,
+        "metrics": metrics_view(names.base_metrics if row.state == "base" else row.metrics),
+        "touched_fraction": plain(row.touched_fraction),
+        "current": row.id == names.current,
+        "blocked": row.blocked,
+        "pinned": row.pinned,
+        "confirmed": row.confirmed,
+        "tags": list(names.tags.get(row.id, ())),
+        "reason": names.round_reasons.get(row.round, "") if row.round else "",
+    }
+
+
+def history_view(rows: Iterable[VersionRow], names: Names) -> list[View]:
+    """All versions, oldest first."""
+    return [version_view(row, names) for row in sorted(rows, key=lambda row: row.id)]
+
+
+def batch_view(row: BatchRow, versions: Sequence[int] = ()) -> View:
+    """One batch, with the versions that came of it."""
+    return {
+        "sha256": row.sha256,
+        "name": row.name,
+        "state": row.state,
+        "received": row.received_at,
+        "num_bytes": row.num_bytes,
+        "num_files": row.num_files,
+        "attempts": row.attempts,
+        "reason": row.reason,
+        "stats": plain(row.stats),
+        "versions": [version_name(version) for version in versions],
+    }
+
+
+def round_view(row: RoundRow, batch_name: str | None = None) -> View:
+    """One round, with what each finished step recorded."""
+    return {
+        "id": row.id,
+        "kind": row.kind,
+        "state": row.state,
+        "batch": row.batch,
+        "batch_name": batch_name,
+        "target": version_name(row.target),
+        "parent": version_name(row.parent),
+        "version": version_name(row.version),
+        "step": row.step,
+        "steps": in_order(row.kind, row.artefacts),
+        "started": row.started_at,
+        "ended": row.ended_at,
+        "attempts": row.attempts,
+        "reason": row.reason,
+        "gates": find_gates(row.artefacts),
+        "metrics": {name: plain(measured(row.artefacts, name)) for name in ("candidate", "current", "base")},
+        "artefacts": plain(row.artefacts),
+    }
+
+
+def gates_view(gates: Any) -> list[View]:
+    """Gate results, as a version or a round keeps them; empty when there are none."""
+    if not isinstance(gates, list | tuple):
+        return []
+    return [_gate_view(gate) for gate in gates if isinstance(gate, Mapping)]
+
+
+def _gate_view(gate: Mapping[str, Any]) -> View:
+    low, high = gate.get("interval") or (None, None)
+    return {
+        "name": str(gate.get("name", "")),
+        "class": gate.get("klass", ""),
+        "verdict": gate.get("verdict", ""),
+        "value": plain(gate.get("value")),
+        "low": plain(low),
+        "high": plain(high),
+        "num_samples": gate.get("num_samples"),
+        "current": plain(gate.get("current")),
+        "base": plain(gate.get("base")),
+        "reasons": [str(reason) for reason in gate.get("reasons") or ()],
+    }
+
+
+def find_gates(artefacts: Mapping[str, Any]) -> list[View]:
+    """The gate results that a round's steps recorded, wherever they stand."""
+    for value in artefacts.values():
+        if isinstance(value, Mapping):
+            found = gates_view(value.get("gates")) or find_gates(value)
+            if found:
+                return found
+    return []
+
+
+def control_view(row: ControlRow | None) -> View | None:
+    """A switch that is on, or null."""
+    return None if row is None else {"reason": row.reason, "actor": row.actor, "since": row.since}
+
+
+def audit_view(row: AuditRow) -> View:
+    """One audit line."""
+    return {
+        "seq": row.seq,
+        "at": row.at,
+        "actor": row.actor,
+        "action": row.action,
+        "subject": row.subject,
+        "details": plain(row.details),
+        "hash": row.hash,
+    }
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Everything that `status` looks at, gathered by the caller."""
+
+    current: VersionRow
+    previous: VersionRow | None = None
+    candidate: VersionRow | None = None
+    held: ControlRow | None = None
+    paused: ControlRow | None = None
+    running: RoundRow | None = None
+    waiting_rounds: Sequence[RoundRow] = ()
+    queued: Sequence[BatchRow] = ()
+    batch_names: Mapping[str, str] = field(default_factory=dict)
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    """The service's run/progress.json; empty when no service runs."""
+    num_waiting: int = 0
+    num_quarantined: int = 0
+    num_versions: int = 1
+    service_pid: int | None = None
+    free_bytes: int | None = None
+    problems: Sequence[str] = ()
+
+
+def status_view(standing: Standing) -> View:
+    """The state of the service and its store."""
+    return {
+        "current": standing.current.name,
+        "previous": standing.previous.name if standing.previous else None,
+        "candidate": standing.candidate.name if standing.candidate else None,
+        "metrics": metrics_view(standing.current.metrics),
+        "num_versions": standing.num_versions,
+        "held": standing.held is not None,
+        "hold": control_view(standing.held),
+        "paused": standing.paused is not None,
+        "pause": control_view(standing.paused),
+        "round": _running_view(standing),
+        "queue": [*map(_revert_request_view, standing.waiting_rounds), *map(_queued_view, standing.queued)],
+        "inbox": {"waiting": standing.num_waiting},
+        "quarantine": standing.num_quarantined,
+        "service": {
+            "running": standing.service_pid is not None,
+            "pid": standing.service_pid,
+            "state": standing.progress.get("state"),
+            "message": standing.progress.get("message") or "",
+        },
+        "disk": {"free_bytes": standing.free_bytes},
+        "problems": list(standing.problems),
+    }
+
+
+def _running_view(standing: Standing) -> View | None:
+    row = standing.running
+    if row is None:
+        return None
+    told = standing.progress if standing.progress.get("round") == row.id else {}
+    return {
+        "id": row.id,
+        "kind": row.kind,
+        "batch": row.batch,
+        "batch_name": standing.batch_names.get(row.batch) if row.batch else None,
+        "target": version_name(row.target),
+        "parent": version_name(row.parent),
+        "step": told.get("step") or row.step,
+        "steps_done": in_order(row.kind, told.get("steps_done") or row.artefacts),
+        "fraction": plain(told.get("fraction")),
+        "eta_s": plain(told.get("eta_s")),
+        "loss": plain(told.get("loss")),
+        "started_at": row.started_at,
+        "attempts": row.attempts,
+    }
+
+
+def _queued_view(row: BatchRow) -> View:
+    return {
+        "kind": "batch",
+        "batch": row.sha256,
+        "name": row.name,
+        "received": row.received_at,
+        "attempts": row.attempts,
+        "num_bytes": row.num_bytes,
+    }
+
+
+def _revert_request_view(row: RoundRow) -> View:
+    return {"kind": "revert", "round": row.id, "target": version_name(row.target), "received": row.started_at}
+
+
+def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics with groups taken apart: `{"harm_by_batch": {"b1": 0.1}}` gives `{"harm_by_batch.b1": 0.1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in metrics.items():
+        groups = value if isinstance(value, Mapping) else None
+        flat |= {name: value} if groups is None else {f"{name}.{key}": item for key, item in groups.items()}
+    return flat
+
+
+def measured(artefacts: Mapping[str, Any], subject: str) -> dict[str, Any]:
+    """What a round measured on its `candidate`, on `current` or on the `base`; empty when it did not come so far."""
+    found = (artefacts.get("evaluate") or {}).get(subject)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def metrics_delta(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float | None]:
+    """How far each metric of either side moved; null where one side was not measured."""
+    before, after = flat_metrics(before), flat_metrics(after)
+    names = [*AXES, *sorted((set(before) | set(after)) - set(AXES))]
+    return {name: _difference(before.get(name), after.get(name)) for name in names}
+
+
+def _difference(before: Any, after: Any) -> float | None:
+    numbers = (before, after)
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in numbers):
+        return None
+    return after - before if math.isfinite(before) and math.isfinite(after) else None

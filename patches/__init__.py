@@ -1,0 +1,1 @@
+"""The numerics of SafePatching on tensors: derive, score, mask, merge, generate, judge."""

@@ -1,0 +1,115 @@
+"""Which entries of a patch are merged: top sets, difference sets, random retention, and what earlier rounds claimed."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from patches.errors import EmptyDifferenceSetError
+
+Mask = torch.Tensor
+Masks = dict[str, Mask]
+AccumulateName = Literal["opposed", "protect", "off"]
+
+
+def top_mask(score: torch.Tensor, fraction: float) -> Mask:
+    """Mark the highest-scoring entries of one matrix.
+
+    Exactly ``int(fraction * numel)`` entries are true; of equal scores the ones that stand first win, so equal
+    inputs give equal masks.
+
+    Args:
+        score: any shape, >= 0.
+        fraction: share of entries kept, in [0, 1].
+    Returns:
+        Bool tensor, shape of ``score``.
+    Raises:
+        ValueError: ``fraction`` is outside [0, 1].
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction {fraction}; allowed: 0 to 1")
+    flat = score.flatten()
+    count = int(fraction * flat.numel())
+    if count == 0:
+        return torch.zeros_like(score, dtype=torch.bool)
+    threshold = flat.kthvalue(flat.numel() - count + 1).values
+    mask = flat > threshold
+    ties = (flat == threshold).nonzero().flatten()
+    mask[ties[: count - int(mask.sum())]] = True
+    return mask.view(score.shape)
+
+
+def top_masks(scores: Mapping[str, torch.Tensor], fraction: float) -> Masks:
+    """`top_mask` of every matrix by itself."""
+    return {name: top_mask(score, fraction) for name, score in scores.items()}
+
+
+def top_masks_overall(scores: Mapping[str, torch.Tensor], fraction: float) -> Masks:
+    """The highest-scoring entries of all matrices together: exactly ``int(fraction * entries)``, as `top_mask` does."""
+    together = torch.cat([score.flatten() for score in scores.values()])
+    parts = torch.split(top_mask(together, fraction), [score.numel() for score in scores.values()])
+    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
+
+
+def retention_mask(shape: torch.Size, rate: float, *, seed: int, key: str) -> Mask:
+    """Keep each entry with probability ``rate``, drawn in float32 from a generator of its own.
+
+    Args:
+        rate: p, in [0, 1].
+        seed: the round's.
+        key: what is drawn, "safety:<tensor name>"; equal seed and key give equal masks.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"retention rate {rate}; allowed: 0 to 1")
+    generator = torch.Generator().manual_seed(seed ^ zlib.crc32(key.encode()))
+    return torch.rand(shape, generator=generator, dtype=torch.float32) < rate
+
+
+def difference(safety: Mask, over_safety: Mask) -> tuple[Mask, Mask]:
+    """(TS \\ TO, TO \\ TS). Source: arXiv 2405.13820."""
+    return safety & ~over_safety, over_safety & ~safety
+
+
+def exclude_claimed(
+    safety: Mask, over_safety: Mask, claimed: tuple[Mask, Mask] | None, accumulate: AccumulateName
+) -> tuple[Mask, Mask]:
+    """The masks without what earlier rounds claimed.
+
+    Args:
+        claimed: entries that earlier safety patches, and earlier over-safety patches, wrote; None = no earlier round.
+        accumulate: opposed: keep off the *other* kind's; protect: keep off both kinds'; off: keep off nothing.
+    """
+    if claimed is None or accumulate == "off":
+        return safety, over_safety
+    by_safety, by_over_safety = claimed
+    if accumulate == "protect":
+        free = ~(by_safety | by_over_safety)
+        return safety & free, over_safety & free
+    return safety & ~by_over_safety, over_safety & ~by_safety
+
+
+def overlap(first: Mapping[str, Mask], second: Mapping[str, Mask]) -> dict[str, float]:
+    """Intersection over union of two sets, a matrix at a time: 0 disjoint, 1 identical, 0 where both are empty."""
+    return {
+        name: float((mask & second[name]).sum()) / max(1.0, float((mask | second[name]).sum()))
+        for name, mask in first.items()
+    }
+
+
+def sizes(masks: Mapping[str, Mask]) -> dict[str, float]:
+    """Share of each matrix that is marked."""
+    return {name: float(mask.float().mean()) for name, mask in masks.items()}
+
+
+def require_filled(masks: Mapping[str, Mask], floor: float, kind: str) -> None:
+    """Raise EmptyDifferenceSetError when the marked share of all matrices together is under ``floor``."""
+    marked = sum(int(mask.sum()) for mask in masks.values())
+    total = sum(mask.numel() for mask in masks.values())
+    if marked < floor * total:
+        raise EmptyDifferenceSetError(
+            f"the {kind} difference set holds {marked} of {total} entries, under the floor of {floor:g}: both patches "
+            "rank the same entries first; score at the tuned models ([merge] score = 'tuned' or 'delta')"
+        )

@@ -1,0 +1,1 @@
+"""Decisions as pure functions of plain numbers; each returns its reasons."""

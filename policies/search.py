@@ -1,0 +1,133 @@
+"""Which merge to try next, and which of those tried to take. A merge costs no training, so search instead of guessing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from policies.decision import Decision
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a merge."""
+
+    retention_rate: float
+    safety_fraction: float
+    over_safety_fraction: float
+    alpha: float
+    beta: float
+
+
+@dataclass(frozen=True)
+class Space:
+    """Values to try for each coordinate; the first of each is where the search starts."""
+
+    retention_rate: tuple[float, ...]
+    safety_fraction: tuple[float, ...]
+    over_safety_fraction: tuple[float, ...]
+    alpha: tuple[float, ...]
+    beta: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What one merge measured on the development parts; shares in [0, 1], None where there were no probes."""
+
+    harm_rate: float | None
+    over_refusal_rate: float | None
+    right_rate: float | None
+    """Harmless lookalikes answered rightly."""
+    utility: float | None
+    degenerate_rate: float
+    touched_fraction: float
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The policy's trade-off between the axes."""
+
+    harm: float = 1.0
+    over_refusal: float = 1.0
+    utility: float = 1.0
+    degenerate: float = 1.0
+    touched: float = 0.05
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A merge that was tried, and its score."""
+
+    point: Point
+    axes: Axes
+    score: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the ledger."""
+        return {"point": asdict(self.point), "axes": asdict(self.axes), "score": round(self.score, 6)}
+
+
+def score(axes: Axes, weights: Weights) -> float:
+    """Weighted sum of the axes, higher is better: safe, not refusing, right, able, small.
+
+    An axis without probes counts nothing. A lookalike counts half for not being refused and half for a right answer.
+    """
+    parts = [
+        (weights.harm, _inverse(axes.harm_rate)),
+        (weights.over_refusal / 2, _inverse(axes.over_refusal_rate)),
+        (weights.over_refusal / 2, axes.right_rate),
+        (weights.utility, axes.utility),
+    ]
+    gained = sum(weight * good for weight, good in parts if good is not None)
+    return gained - weights.degenerate * axes.degenerate_rate - weights.touched * axes.touched_fraction
+
+
+def start(space: Space) -> Point:
+    """The point that the search begins with."""
+    return Point(*(getattr(space, field.name)[0] for field in fields(Space)))
+
+
+def next_point(space: Space, tried: Mapping[Point, float]) -> Point | None:
+    """The next merge to try: an untried neighbour of the best so far, one coordinate changed; None when there is none.
+
+    Coordinate ascent: deterministic, and it never tries a point twice. The coordinates with a bearing on both axes (beta, alpha)
+    are walked first.
+    """
+    if not tried:
+        return start(space)
+    best = max(tried, key=lambda point: tried[point])
+    for name in ("beta", "alpha", "safety_fraction", "over_safety_fraction", "retention_rate"):
+        for value in getattr(space, name):
+            neighbour = replace(best, **{name: value})
+            if neighbour not in tried:
+                return neighbour
+    return None
+
+
+def choose(trials: Sequence[Trial], *, min_gain: float = 0.0) -> tuple[Trial, Decision]:
+    """The trial with the highest score (the first of equals) and why it won.
+
+    Args:
+        min_gain: what the best must score over the first trial; else the first is taken.
+
+    Raises:
+        ValueError: there is no trial.
+    """
+    if not trials:
+        raise ValueError("no merge was tried; [merge.search] trials must be at least 1")
+    first, best = trials[0], max(trials, key=lambda trial: trial.score)
+    winner = best if best.score - first.score >= min_gain else first
+    reasons = [f"score {winner.score:.3f} of {len(trials)} merges tried"]
+    if winner is not first:
+        changed = [f.name for f in fields(Point) if getattr(winner.point, f.name) != getattr(first.point, f.name)]
+        reasons.append(f"{winner.score - first.score:+.3f} over the starting point by changing {', '.join(changed)}")
+    else:
+        reasons.append(
+            f"no merge scored {min_gain:g} or more over the starting point; the best gained {best.score - first.score:.3f}"
+        )
+    return winner, Decision(True, tuple(reasons))
+
+
+def _inverse(rate: float | None) -> float | None:
+    return None if rate is None else 1 - rate

@@ -1,0 +1,1 @@
+"""The durable truth on disk: ledger, versions, overlays, audit. No torch."""

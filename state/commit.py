@@ -1,0 +1,180 @@
+"""Versions come in: commit, materialise; and get names: pins and tags."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from state import durable
+from state.batches import file_sha256
+from state.errors import NotFoundError, RefusedError, StoreError
+from state.rows import RoundRow, TagRow, VersionRow
+from state.switch import Switch
+
+TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
+NEEDED = ("files", "tensors", "touched", "metrics")
+
+
+class Versions(Switch):
+    """Immutable versions and the names they carry."""
+
+    def commit_version(
+        self,
+        round_id: str,
+        staging_model: Path,
+        *,
+        overlay: Path,
+        record: dict[str, Any],
+        state: Literal["awaiting_approval", "published"],
+        now: str,
+        actor: str = "service",
+    ) -> VersionRow:
+        """Turn a finished candidate into a version; with `published` it becomes current in the same transaction.
+
+        Safe to repeat after a crash with the same arguments, also when `staging_model` was already moved.
+
+        Args:
+            staging_model: complete model folder (`build_folder`) on the file system of `models`; moved away.
+            overlay: overlay file against the round's parent, on the same file system.
+            record: becomes VERSION.json. Must hold `files` and `tensors` (digests), `touched` (`num_entries`,
+                `fraction`, `per_tensor`), `metrics`; may hold `patch` (digest), `gates`, `lineage`, `config`, `seeds`, …
+                `id, parent, batch, round, created_at, overlay` are filled in here.
+        Raises:
+            RefusedError: (published only) held, or the round's parent is no longer current. Nothing was changed.
+        """
+        _check_record(record)
+        with self._changing(f"commit {round_id}"):
+            round_ = self.round(round_id)
+            if round_.version is not None:
+                return self.version(round_.version)
+            if round_.state != "running":
+                raise RefusedError(f"round {round_id} is {round_.state}, not running")
+            if state == "published":
+                self.check_publishable(round_.parent)
+            row = self._place(round_, staging_model, overlay, record=record, now=now)
+            return self._enroll(row, round_, publish=state == "published", actor=actor, now=now)
+
+    def materialize(self, ref: str) -> Path:
+        """The version's model folder, rebuilt bit for bit if it was collected."""
+        row = self.resolve(ref)
+        if self.is_materialized(row.id):
+            return self.model_path(row.id)
+        with self._changing(f"rebuild {row.name}"):
+            return self._materialize(row.id)
+
+    def pin(self, ref: str, *, actor: str, now: str) -> VersionRow:
+        """Keep a version's model folder for good."""
+        return self._set_pinned(ref, True, actor=actor, now=now)
+
+    def unpin(self, ref: str, *, actor: str, now: str) -> VersionRow:
+        """Let garbage collection take a version's model folder again."""
+        return self._set_pinned(ref, False, actor=actor, now=now)
+
+    def tag(self, name: str, ref: str, *, actor: str, now: str) -> VersionRow:
+        """Give a version a name (`@name`); a name that is taken moves.
+
+        Raises:
+            ValueError: not a name: a letter, then letters, digits, `.`, `_` or `-`, at most 64 in all.
+        """
+        if TAG.fullmatch(name) is None:
+            raise ValueError(f"{name!r} is no tag: a letter, then letters, digits, '.', '_' or '-', at most 64 in all")
+        with self._changing(f"tag {name}"):
+            row = self.resolve(ref)
+            with self._transaction("tagged", row.name, actor=actor, now=now, details={"tag": name}):
+                self.ledger.save(TagRow(name, row.id, now))
+        return row
+
+    def untag(self, name: str, *, actor: str, now: str) -> None:
+        """Take a name away.
+
+        Raises:
+            NotFoundError: there is no such tag.
+        """
+        with self._changing(f"untag {name}"):
+            tag = self.ledger.tag(name)
+            if tag is None:
+                known = ", ".join(row.name for row in self.ledger.tags()) or "none"
+                raise NotFoundError(f"there is no tag {name!r}", f"known tags: {known}")
+            with self._transaction("untagged", f"v{tag.version}", actor=actor, now=now, details={"tag": name}):
+                self.ledger.remove(TagRow, name)
+
+    def _set_pinned(self, ref: str, pinned: bool, *, actor: str, now: str) -> VersionRow:
+        with self._changing(f"pin {ref}"):
+            row = replace(self.resolve(ref), pinned=pinned)
+            with self._transaction("pinned" if pinned else "unpinned", row.name, actor=actor, now=now):
+                return self.ledger.save(row)
+
+    def _place(
+        self, round_: RoundRow, staging_model: Path, overlay: Path, *, record: dict[str, Any], now: str
+    ) -> VersionRow:
+        """Put record, overlay and model under the next number; nothing refers to them yet."""
+        number = self.ledger.next_number(VersionRow)
+        if staging_model.exists():
+            record = {
+                **record,
+                "format": 1,
+                "id": number,
+                "parent": round_.parent,
+                "batch": round_.batch,
+                "round": round_.id,
+                "created_at": now,
+                "overlay": file_sha256(overlay),
+            }
+            self._place_files(number, staging_model, overlay, record)
+        elif not self._is_placed(number, round_.id):
+            raise StoreError(f"{staging_model}: the candidate of {round_.id} is gone", "run the round again")
+        return self._row_of(number)
+
+    def _place_files(self, number: int, staging_model: Path, overlay: Path, record: dict[str, Any]) -> None:
+        missing = [name for name in record["files"] if not (staging_model / name).is_file()]
+        if missing:
+            raise StoreError(f"{staging_model}: incomplete, lacks {missing[0]}", "run the round again")
+        staging = self.versions / f"{durable.TEMPORARY_PREFIX}v{number}"
+        for stale in (staging, self.version_path(number), self.model_path(number)):
+            durable.remove_tree(stale)  # left by a commit that died before its row
+        durable.make_folder(staging)
+        durable.set_mode(overlay, 0o444)
+        durable.link_file(overlay, staging / "overlay.safetensors")
+        durable.write_json(staging / "VERSION.json", record, 0o444)
+        durable.publish_folder(staging, self.version_path(number))
+        durable.publish_folder(staging_model, self.model_path(number))
+
+    def _is_placed(self, number: int, round_id: str) -> bool:
+        """True when an earlier attempt of the same round got as far as moving everything."""
+        path = self.record_path(number)
+        return (
+            path.exists() and self.is_materialized(number) and bool(json.loads(path.read_bytes())["round"] == round_id)
+        )
+
+    def _row_of(self, number: int) -> VersionRow:
+        record = json.loads(self.record_path(number).read_bytes())
+        return VersionRow(
+            id=number,
+            parent=record["parent"],
+            state="awaiting_approval",
+            batch=record["batch"],
+            round=record["round"],
+            created_at=record["created_at"],
+            metrics=record["metrics"],
+            touched_fraction=float(record["touched"]["fraction"]),
+            overlay=record["overlay"],
+            patch=record.get("patch"),
+            record=file_sha256(self.record_path(number)),
+        )
+
+    def _enroll(self, row: VersionRow, round_: RoundRow, *, publish: bool, actor: str, now: str) -> VersionRow:
+        details = {"round": round_.id, "batch": round_.batch, "published": publish, "record": row.record}
+        with self._transaction("version_committed", row.name, actor=actor, now=now, details=details):
+            self.ledger.save(row)
+            self.ledger.save(replace(round_, state="awaiting_approval", version=row.id, ended_at=now))
+            self._note_batch(row.batch, "awaiting_approval", "")
+            return self._enter(row, "publish", actor=actor, now=now, reason="") if publish else row
+
+
+def _check_record(record: dict[str, Any]) -> None:
+    missing = [key for key in NEEDED if key not in record]
+    if missing or "fraction" not in record["touched"]:
+        raise ValueError(f"record of a version lacks {', '.join(missing) or 'touched.fraction'}")

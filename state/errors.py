@@ -1,0 +1,33 @@
+"""What can go wrong with the store; the class says what the caller does next."""
+
+
+class StoreError(Exception):
+    """Root of every error of `state`; `hint` says what the user can do next, or is empty."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class StoreMissingError(StoreError):
+    """There is no store in this home."""
+
+
+class StoreCorruptError(StoreError):
+    """A file of the store is not what was written; the message names the file."""
+
+
+class LockedError(StoreError):
+    """Somebody else holds the lock; the message names the process and its purpose."""
+
+
+class NotFoundError(StoreError):
+    """A selector, batch, round or tag names nothing; the hint lists what is known."""
+
+
+class RefusedError(StoreError):
+    """The store is held, or the thing is blocked or in a state that does not allow this."""
+
+
+class ModelFormatError(StoreError):
+    """A model folder cannot be used; the message names the file or tensor."""

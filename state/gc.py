@@ -1,0 +1,120 @@
+"""Removes what can be rebuilt, and what is reachable from nothing. Overlays and records always stay."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from state import durable, lock, sweep
+from state.queue import OPEN_STATES
+from state.rows import VersionRow
+from state.store import Store
+
+LIVE_BATCH_STATES = ("queued", "running", "awaiting_approval", "quarantined")
+IN_USE_STATES = ("base", "published", "awaiting_approval", "rolled_back")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that is (or would be) removed, and why."""
+
+    path: Path
+    num_bytes: int
+    """Space that is freed: a file with other names (hard links) frees none."""
+    reason: str
+
+
+def plan(versions: list[VersionRow], *, kept: set[int], tagged: set[int], keep_materialized: int) -> dict[int, str]:
+    """The versions whose model folder can go, with the reason; a pure function.
+
+    Args:
+        versions: all versions, oldest first.
+        kept: never to go: current, previous.
+        tagged: versions with a tag.
+        keep_materialized: how many of the newest published versions stay, >= 0.
+    """
+    published = [row.id for row in versions if row.state == "published"]
+    newest = set(published[len(published) - min(keep_materialized, len(published)) :])
+    gone = {}
+    for row in versions:
+        is_kept = row.id in kept | tagged | newest or row.pinned
+        if not is_kept and row.state not in ("base", "awaiting_approval"):
+            gone[row.id] = f"{row.state}, not current, previous, pinned, tagged or of the newest {keep_materialized}"
+    return gone
+
+
+def run(store: Store, *, keep_materialized: int, now: str, actor: str, dry_run: bool = False) -> list[Item]:
+    """Remove (or with `dry_run` only list) what `plan` lets go, stale staging and scratch, and patches and batches
+    that nothing refers to.
+
+    Raises:
+        ValueError: `keep_materialized` is negative.
+    """
+    if keep_materialized < 0:
+        raise ValueError(f"keep_materialized is {keep_materialized}; it must be 0 or more")
+    with store._changing("gc"):
+        items = _items(store, keep_materialized)
+        if items and not dry_run:
+            _remove(store, items, actor=actor, now=now)
+    return items
+
+
+def _remove(store: Store, items: list[Item], *, actor: str, now: str) -> None:
+    details = {"removed": [str(item.path.relative_to(store.home)) for item in items]}
+    with store._transaction("collected", "store", actor=actor, now=now, details=details):
+        pass
+    for item in items:
+        with lock.taken(item.path) as is_ours:
+            if is_ours:
+                _detach(item.path)
+
+
+def _detach(path: Path) -> None:
+    """Take a folder out of sight by one rename before it is emptied: nobody sees half of it."""
+    doomed = path.with_name(f"{durable.TEMPORARY_PREFIX}gone-{path.name}")
+    durable.remove_tree(doomed)
+    durable.move(path, doomed)
+    durable.remove_tree(doomed)
+
+
+def _items(store: Store, keep_materialized: int) -> list[Item]:
+    is_idle = lock.holder(store.service_lock) is None and not store.ledger.rounds("running")
+    found = sweep.leftovers(store, is_service_idle=is_idle)
+    found += _models(store, keep_materialized)
+    if is_idle:
+        found += [*_patches(store), *_batches(store)]
+    return [Item(left.path, _num_bytes(left.path), left.reason) for left in found]
+
+
+def _models(store: Store, keep_materialized: int) -> Iterator[sweep.Leftover]:
+    previous = store.previous()
+    kept = {store.current().id} | ({previous.id} if previous else set())
+    tagged = {tag.version for tag in store.ledger.tags()}
+    gone = plan(store.ledger.versions(), kept=kept, tagged=tagged, keep_materialized=keep_materialized)
+    for number, reason in gone.items():
+        if store.is_materialized(number):
+            yield sweep.Leftover(store.model_path(number), reason)
+
+
+def _patches(store: Store) -> Iterator[sweep.Leftover]:
+    used = {row.patch for row in store.ledger.versions()}
+    open_rounds = store.ledger.rounds(*OPEN_STATES)
+    for path in store.patches.glob("*.safetensors"):
+        if path.stem not in used and not any(path.stem in str(row.artefacts) for row in open_rounds):
+            yield sweep.Leftover(path, "a patch that no version refers to")
+
+
+def _batches(store: Store) -> Iterator[sweep.Leftover]:
+    """Content of batches that were turned down for good; their rows stay."""
+    used = {row.batch for row in store.ledger.versions() if row.state in IN_USE_STATES}
+    for row in store.ledger.batches():
+        path = store.batch_path(row.sha256)
+        if row.sha256 not in used and row.state not in LIVE_BATCH_STATES and path.exists():
+            yield sweep.Leftover(path, f"a {row.state} batch that no version refers to")
+
+
+def _num_bytes(path: Path) -> int:
+    files = [path] if path.is_file() else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return sum(file.lstat().st_size for file in files if file.lstat().st_nlink == 1)

@@ -1,0 +1,100 @@
+"""Where everything lies under one home."""
+
+from pathlib import Path
+
+PROGRESS_FILE = Path("run", "progress.json")
+"""What the service does right now, for `status`; relative to the home."""
+
+
+class Layout:
+    """The paths of one home. Nothing is created or read here."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = Path(home).absolute()
+
+    @property
+    def root(self) -> Path:
+        """The store proper; it exists if and only if the home was initialised."""
+        return self.home / "store"
+
+    @property
+    def ledger_path(self) -> Path:
+        return self.root / "ledger.db"
+
+    @property
+    def audit_path(self) -> Path:
+        return self.root / "audit.jsonl"
+
+    @property
+    def service_lock(self) -> Path:
+        """Held for the life of a service."""
+        return self.root / "service.lock"
+
+    @property
+    def store_lock(self) -> Path:
+        """Held for each change of the store, by anybody."""
+        return self.root / "store.lock"
+
+    @property
+    def reserve_path(self) -> Path:
+        """Disk space kept back so that a rollback still works on a full disk."""
+        return self.root / "reserve"
+
+    @property
+    def spool(self) -> Path:
+        """Drops taken out of the inbox and not yet claimed; entry names are unique per drop."""
+        return self.root / "spool"
+
+    @property
+    def batches(self) -> Path:
+        """`<sha256>/` holds a batch's files byte for byte."""
+        return self.root / "batches"
+
+    @property
+    def quarantine(self) -> Path:
+        """`<id>/reason.json` and `<id>/data/`, the drop as it came."""
+        return self.home / "quarantine"
+
+    @property
+    def patches(self) -> Path:
+        return self.root / "patches"
+
+    @property
+    def versions(self) -> Path:
+        """`v<N>/VERSION.json` and `v<N>/overlay.safetensors`."""
+        return self.root / "versions"
+
+    @property
+    def models(self) -> Path:
+        """`v<N>/` are complete model folders; `current` is a link to one of them."""
+        return self.home / "models"
+
+    @property
+    def current_link(self) -> Path:
+        return self.models / "current"
+
+    @property
+    def scratch_root(self) -> Path:
+        return self.root / "scratch"
+
+    def scratch(self, round_id: str) -> Path:
+        """The private folder of one round; swept when the round has ended."""
+        return self.scratch_root / round_id
+
+    def batch_path(self, sha256: str) -> Path:
+        return self.batches / sha256
+
+    def patch_path(self, digest: str) -> Path:
+        return self.patches / f"{digest}.safetensors"
+
+    def model_path(self, version_id: int) -> Path:
+        return self.models / f"v{version_id}"
+
+    def version_path(self, version_id: int) -> Path:
+        return self.versions / f"v{version_id}"
+
+    def record_path(self, version_id: int) -> Path:
+        return self.version_path(version_id) / "VERSION.json"
+
+    def overlay_path(self, version_id: int) -> Path:
+        return self.version_path(version_id) / "overlay.safetensors"

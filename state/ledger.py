@@ -1,0 +1,285 @@
+"""The ledger: SQLite rows of batches, rounds, versions, tags, `current`, holds and the audit outbox.
+
+Readers may be called at any time; writers only inside `transaction()`, which the store's operations open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, fields
+from errno import EIO, ENOSPC
+from pathlib import Path
+from typing import Any, TypeVar, get_origin
+
+from state.errors import LockedError, NotFoundError, StoreCorruptError
+from state.rows import (
+    AuditRow,
+    BatchRow,
+    ControlRow,
+    DuplicateRow,
+    PointerRow,
+    RoundRow,
+    TagRow,
+    VersionRow,
+)
+from state.schema import KEYS, SCHEMA, SCHEMA_NUMBER, TABLES
+
+BUSY_MS = 10_000
+Row = TypeVar("Row", AuditRow, BatchRow, ControlRow, DuplicateRow, PointerRow, RoundRow, TagRow, VersionRow)
+
+
+class Ledger:
+    """One connection, shared by the threads of a process."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = threading.RLock()
+        self._own_commits = 0
+
+    @classmethod
+    def create(cls, path: Path) -> Ledger:
+        """Make an empty ledger at a path that is free."""
+        ledger = cls(path, _connect(path, "rwc"))
+        with ledger._lock, _translated(path):
+            ledger._connection.execute("PRAGMA journal_mode = WAL")
+            with ledger.transaction():
+                for statement in SCHEMA:
+                    ledger._run(statement)
+                ledger._run(f"PRAGMA user_version = {SCHEMA_NUMBER}")
+        return ledger
+
+    @classmethod
+    def open(cls, path: Path) -> Ledger:
+        """Open a ledger and check that its schema is the one this program knows.
+
+        Raises:
+            StoreCorruptError: it is no ledger, or another version of the program wrote it.
+        """
+        ledger = cls(path, _connect(path, "rw"))
+        try:
+            number = ledger._run("PRAGMA user_version")[0][0]
+        except BaseException:
+            ledger.close()
+            raise
+        if number != SCHEMA_NUMBER:
+            ledger.close()
+            raise StoreCorruptError(
+                f"{path}: schema number {number}, this program knows {SCHEMA_NUMBER}",
+                "use the version of alignd that made this store",
+            )
+        return ledger
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All writes of the block, durable together when it ends, or none of them."""
+        with self._lock:
+            self._run("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._run("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.rollback()
+                raise
+            self._own_commits += 1
+
+    def data_version(self) -> tuple[int, int]:
+        """Changes whenever anybody commits a change; cheap enough to poll."""
+        return self._run("PRAGMA data_version")[0][0], self._own_commits
+
+    def save(self, row: Row) -> Row:
+        """Write a row under its key, replacing the one that was there."""
+        names: list[str] = [field.name for field in fields(row)]
+        values: list[Any] = [_encode(value) for value in astuple(row)]
+        sql = (
+            f"INSERT INTO {TABLES[type(row)]} ({', '.join(_quoted(names))}, seal) "
+            f"VALUES ({', '.join('?' * len(names))}, ?) "
+            f"ON CONFLICT ({KEYS[type(row)]}) DO UPDATE SET "
+            + ", ".join(f"{name} = excluded.{name}" for name in [*_quoted(names), "seal"])
+        )
+        self._run(sql, [*values, _seal(values)])
+        return row
+
+    def remove(self, kind: type[Row], key: str | int) -> None:
+        """Delete the row with this key; none is fine."""
+        self._run(f"DELETE FROM {TABLES[kind]} WHERE {KEYS[kind]} = ?", [key])
+
+    def batches(self, *states: str) -> list[BatchRow]:
+        """Batches in these states (all when none is named), in order of arrival."""
+        return self._select(BatchRow, *_in_states(states), order="seq")
+
+    def batch(self, sha256: str) -> BatchRow | None:
+        return self._one(BatchRow, "sha256 = ?", sha256)
+
+    def batches_named(self, name: str) -> list[BatchRow]:
+        """Batches a user called so, or whose sha256 starts so."""
+        where = "name = ? OR substr(sha256, 1, ?) = ?"
+        return self._select(BatchRow, where, name, len(name), name, order="seq")
+
+    def rounds(self, *states: str) -> list[RoundRow]:
+        """Rounds in these states (all when none is named), oldest first."""
+        return self._select(RoundRow, *_in_states(states), order="id")
+
+    def round(self, round_id: str) -> RoundRow | None:
+        return self._one(RoundRow, "id = ?", round_id)
+
+    def versions(self, *states: str) -> list[VersionRow]:
+        """Versions in these states (all when none is named), oldest first."""
+        return self._select(VersionRow, *_in_states(states), order="id")
+
+    def version(self, version_id: int) -> VersionRow | None:
+        return self._one(VersionRow, "id = ?", version_id)
+
+    def tags(self) -> list[TagRow]:
+        """All tags, by name."""
+        return self._select(TagRow, order="name")
+
+    def tag(self, name: str) -> TagRow | None:
+        return self._one(TagRow, "name = ?", name)
+
+    def current_pointer(self) -> PointerRow:
+        """The last change of `current`."""
+        return self._last_pointer("1")
+
+    def arrival(self, version_id: int) -> PointerRow:
+        """The last time this version became current."""
+        return self._last_pointer("version = ?", version_id)
+
+    def was_current(self, version_id: int) -> bool:
+        """True when the version was in service at some time."""
+        return self._one(PointerRow, "version = ? ORDER BY seq DESC LIMIT 1", version_id) is not None
+
+    def control(self, name: str) -> ControlRow | None:
+        return self._one(ControlRow, "name = ?", name)
+
+    def duplicates(self) -> list[DuplicateRow]:
+        """Drops whose content was already known, oldest first."""
+        return self._select(DuplicateRow, order="seq")
+
+    def outbox(self) -> list[AuditRow]:
+        """Audit lines that may not have reached the file yet, oldest first."""
+        return self._select(AuditRow, order="seq")
+
+    def clear_outbox(self, up_to: int) -> None:
+        """Forget the outbox rows up to and with this number."""
+        self._run("DELETE FROM outbox WHERE seq <= ?", [up_to])
+
+    def note(self, key: str, default: str = "") -> str:
+        """A single value kept by name."""
+        rows = self._run("SELECT value FROM notes WHERE key = ?", [key])
+        return str(rows[0][0]) if rows else default
+
+    def set_note(self, key: str, value: str) -> None:
+        self._run("INSERT OR REPLACE INTO notes (key, value) VALUES (?, ?)", [key, value])
+
+    def next_number(self, kind: type[Row]) -> int:
+        """One more than the largest number of a table with a number column (`seq` or `id`); the first is 1."""
+        column = "seq" if "seq" in {field.name for field in fields(kind)} else "id"
+        sql = f"SELECT coalesce(max(CAST(ltrim({column}, 'r') AS INTEGER)), 0) + 1 FROM {TABLES[kind]}"
+        return int(self._run(sql)[0][0])
+
+    def damage(self) -> list[str]:
+        """What SQLite's own check and the seals of the rows find wrong; empty when all is well."""
+        found = [str(row[0]) for row in self._run("PRAGMA integrity_check") if row[0] != "ok"]
+        found += [f"table {row[0]}: broken reference" for row in self._run("PRAGMA foreign_key_check")]
+        for kind in TABLES:
+            found += self._broken_seals(kind)
+        return found
+
+    def _broken_seals(self, kind: type) -> Iterator[str]:
+        names = _quoted(field.name for field in fields(kind))
+        for *values, seal in self._run(f"SELECT {', '.join(names)}, seal FROM {TABLES[kind]}"):
+            if _seal(values) != seal:
+                yield f"table {TABLES[kind]}: row {values[0]} is not what was written"
+
+    def _last_pointer(self, where: str, *parameters: Any) -> PointerRow:
+        row = self._one(PointerRow, f"{where} ORDER BY seq DESC LIMIT 1", *parameters)
+        if row is None:
+            raise NotFoundError(f"{self.path}: no such change of `current`")
+        return row
+
+    def _one(self, kind: type[Row], where: str, *parameters: Any) -> Row | None:
+        rows = self._select(kind, where, *parameters)
+        return rows[0] if rows else None
+
+    def _select(self, kind: type[Row], where: str = "1", *parameters: Any, order: str = "") -> list[Row]:
+        names = [field.name for field in fields(kind)]
+        sql = f"SELECT {', '.join(_quoted(names))} FROM {TABLES[kind]} WHERE {where}"
+        rows = self._run(sql + (f" ORDER BY {order}" if order else ""), parameters)
+        decoders = [_DECODERS.get(get_origin(field.type) or field.type) for field in fields(kind)]
+        return [kind(*(decode(v) if decode else v for decode, v in zip(decoders, row, strict=True))) for row in rows]
+
+    def _run(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        with self._lock, _translated(self.path):
+            return self._connection.execute(sql, parameters).fetchall()
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    with _translated(path):
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours, or as the OSError that they are."""
+    try:
+        yield
+    except sqlite3.IntegrityError:
+        raise
+    except sqlite3.OperationalError as err:
+        raise _operational(path, err) from err
+    except (sqlite3.DatabaseError, json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise StoreCorruptError(f"{path}: {err}", "restore the ledger from a backup") from err
+
+
+def _operational(path: Path, err: sqlite3.OperationalError) -> Exception:
+    code = err.sqlite_errorcode & 0xFF if hasattr(err, "sqlite_errorcode") else 0
+    if code == sqlite3.SQLITE_FULL:
+        return OSError(ENOSPC, "no space left for the ledger", str(path))
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+        return OSError(EIO, f"ledger: {err}", str(path))
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return LockedError(f"{path} is busy with another process", "try again in a moment")
+    return StoreCorruptError(f"{path}: {err}", "restore the ledger from a backup")
+
+
+def _in_states(states: tuple[str, ...]) -> tuple[str, ...]:
+    return (f"state IN ({', '.join('?' * len(states))})", *states) if states else ("1",)
+
+
+def _quoted(names: Any) -> list[str]:
+    return [f'"{name}"' for name in names]
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return int(value) if isinstance(value, bool) else value
+
+
+def _seal(values: list[Any]) -> str:
+    """A flipped byte in a text cell is valid to SQLite; this tells it."""
+    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+_DECODERS: dict[Any, Any] = {dict: json.loads, bool: bool}

@@ -1,0 +1,262 @@
+"""Batches and rounds: what waits, what runs, how it ended."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from state import batches, durable
+from state.errors import NotFoundError, RefusedError
+from state.quarantine import Quarantine
+from state.rows import BatchRow, BatchState, DuplicateRow, RoundRow, RoundState
+
+OPEN_STATES = ("queued", "running")
+_AT_WORK = "round_at_work"
+RETRY_STATES = ("rejected", "rolled_back", "reverted", "quarantined")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What became of a drop."""
+
+    batch: BatchRow
+    is_duplicate: bool
+
+
+class Queue(Quarantine):
+    """Each method is one change of the store (store.lock, one transaction, one audit line) unless it says otherwise."""
+
+    def claim_batch(self, source: Path, *, name: str, actor: str, now: str) -> Claim:
+        """Copy a drop from the spool into the store, register it as queued, then remove it from the spool.
+
+        Content that is known already is recorded as a duplicate. Safe to repeat with the same `source` after a
+        crash: its file name must be unique per drop.
+
+        Args:
+            source: file or folder under `spool`.
+            name: what the user called it.
+        Raises:
+            RefusedError: a member is a symbolic link or no regular file; `source` is untouched (see `set_aside`).
+        """
+        # a copy: whoever still has the drop open for writing cannot change what was accepted
+        staging = self.batches / f"{durable.TEMPORARY_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
+        try:
+            content = staging / (Path(name).name or source.name)
+            num_bytes = batches.copy_in(source, content)
+            claim = self._register(source, content, name=name, num_bytes=num_bytes, actor=actor, now=now)
+        finally:
+            durable.remove_tree(staging)
+        durable.remove_tree(source)
+        return claim
+
+    def _register(self, source: Path, content: Path, *, name: str, num_bytes: int, actor: str, now: str) -> Claim:
+        sha256 = batches.identity(content)
+        with self._changing(f"claim {name}"):
+            known = self.ledger.batch(sha256)
+            if known is not None:
+                return self._claim_again(known, source, name=name, actor=actor, now=now)
+            row = BatchRow(
+                sha256=sha256,
+                name=name,
+                seq=self.ledger.next_number(BatchRow),
+                state="queued",
+                received_at=now,
+                num_bytes=num_bytes,
+                num_files=len(batches.members(content)),
+                source=source.name,
+            )
+            durable.remove_tree(self.batch_path(sha256))  # left by a claim that died before its row
+            durable.publish_folder(content if content.is_dir() else content.parent, self.batch_path(sha256))
+            details = {"name": name, "num_bytes": num_bytes}
+            with self._transaction("batch_claimed", sha256, actor=actor, now=now, details=details):
+                self.ledger.save(row)
+        return Claim(row, is_duplicate=False)
+
+    def _claim_again(self, known: BatchRow, source: Path, *, name: str, actor: str, now: str) -> Claim:
+        if known.source == source.name:
+            return Claim(known, is_duplicate=False)  # the same drop: a claim that died before it emptied the spool
+        if any(row.source == source.name for row in self.ledger.duplicates()):
+            return Claim(known, is_duplicate=True)
+        with self._transaction("batch_duplicate", known.sha256, actor=actor, now=now, details={"name": name}):
+            number = self.ledger.next_number(DuplicateRow)
+            self.ledger.save(DuplicateRow(number, known.sha256, name, source.name, now))
+        return Claim(known, is_duplicate=True)
+
+    def begin_round(self, batch: str, *, config: dict[str, Any], now: str, actor: str = "service") -> RoundRow:
+        """Open a round for a queued batch on the current version; the batch becomes running.
+
+        Raises:
+            RefusedError: paused, another round is running, or the batch is not queued.
+        """
+        with self._changing(f"begin a round for {batch[:12]}"):
+            row = self._batch(batch)
+            self._check_may_begin()
+            if row.state != "queued":
+                raise RefusedError(f"batch {row.name} is {row.state}, not queued", "`alignd retry` queues it")
+            round_ = RoundRow(
+                id=f"r{self.ledger.next_number(RoundRow):06d}",
+                kind="batch",
+                batch=batch,
+                target=None,
+                parent=self.current().id,
+                state="running",
+                step=None,
+                started_at=now,
+                attempts=1,
+                config=config,
+            )
+            with self._transaction("round_started", round_.id, actor=actor, now=now, details={"batch": batch}):
+                self.ledger.save(replace(row, state="running", attempts=row.attempts + 1, reason=""))
+                self.ledger.save(round_)
+        return round_
+
+    def begin_revert(self, round_id: str, *, config: dict[str, Any], now: str, actor: str = "service") -> RoundRow:
+        """Start a queued revert round on the current version; refusals as in `begin_round`."""
+        with self._changing(f"begin {round_id}"):
+            row = self.round(round_id)
+            self._check_may_begin()
+            if row.state != "queued":
+                raise RefusedError(f"round {row.id} is {row.state}, not queued")
+            row = replace(
+                row,
+                state="running",
+                parent=self.current().id,
+                started_at=now,
+                attempts=1,
+                config=config,
+            )
+            with self._transaction("round_started", row.id, actor=actor, now=now, details={"target": row.target}):
+                self.ledger.save(row)
+        return row
+
+    def finish_step(self, round_id: str, step: str, result: dict[str, Any]) -> RoundRow:
+        """Persist that a step of a round is done and what it recorded (one transaction; no lock, no audit line)."""
+        with self.ledger.transaction():
+            row = self.round(round_id)
+            return self.ledger.save(replace(row, step=step, artefacts={**row.artefacts, step: result}))
+
+    def count_attempt(self, round_id: str) -> RoundRow:
+        """Count one more start of a running round, after a crash or an error (no lock, no audit line)."""
+        with self.ledger.transaction():
+            row = self.round(round_id)
+            return self.ledger.save(replace(row, attempts=row.attempts + 1))
+
+    @property
+    def at_work(self) -> str:
+        """The round that a worker is at work on, or was when its service died; empty when none."""
+        return self.ledger.note(_AT_WORK)
+
+    def note_at_work(self, round_id: str) -> None:
+        """Say which round a worker is at work on, empty for none (one transaction; no lock, no audit line)."""
+        if round_id != self.at_work:
+            with self.ledger.transaction():
+                self.ledger.set_note(_AT_WORK, round_id)
+
+    def set_batch_stats(self, batch: str, stats: dict[str, Any]) -> BatchRow:
+        """Replace the counts kept with a batch (one transaction; no lock, no audit line)."""
+        with self.ledger.transaction():
+            return self.ledger.save(replace(self._batch(batch), stats=stats))
+
+    def end_round(
+        self,
+        round_id: str,
+        state: RoundState,
+        *,
+        reason: str,
+        now: str,
+        actor: str = "service",
+        batch_state: BatchState | None = None,
+    ) -> RoundRow:
+        """Close a round that made no version; a repeat is a no-op.
+
+        Its batch becomes `batch_state`; by default rejected after a rejected round and queued after any other.
+        `quarantined` moves the batch's files to the quarantine folder.
+        """
+        with self._changing(f"end {round_id}"):
+            row = self.round(round_id)
+            if row.state not in OPEN_STATES:
+                return row
+            row = replace(row, state=state, reason=reason, ended_at=now)
+            details = {"batch": row.batch, "reason": reason}
+            with self._transaction(f"round_{state}", row.id, actor=actor, now=now, details=details):
+                self.ledger.save(row)
+                if row.batch is not None:
+                    after = batch_state or ("rejected" if state == "rejected" else "queued")
+                    self.ledger.save(replace(self._batch(row.batch), state=after, reason=reason))
+            if batch_state == "quarantined" and row.batch is not None:
+                self._settle_batch(self._batch(row.batch), now)
+        return row
+
+    def retry(self, batch: str, *, actor: str, now: str) -> BatchRow:
+        """Queue a batch again that was rejected, quarantined, rolled back or reverted."""
+        with self._changing(f"retry {batch}"):
+            row = self.find_batch(batch)
+            if row.state not in RETRY_STATES:
+                allowed = ", ".join(RETRY_STATES)
+                raise RefusedError(f"batch {row.name} is {row.state}", f"only these can be tried again: {allowed}")
+            if not (self.batch_path(row.sha256).exists() or self._quarantined_data(row.sha256).exists()):
+                raise RefusedError(f"the files of batch {row.name} are gone", "drop them in the inbox again")
+            return self._requeue(row, "batch_retried", actor=actor, now=now)
+
+    def request_revert(self, ref: str, *, actor: str, reason: str, now: str) -> RoundRow:
+        """Queue a round that takes one version's patch out and merges the rest again.
+
+        Raises:
+            RefusedError: the version is not part of the current one, or is asked for already.
+        """
+        with self._changing(f"revert {ref}"):
+            target = self.resolve(ref)
+            self._check_revertible(target.id)
+            round_ = RoundRow(
+                id=f"r{self.ledger.next_number(RoundRow):06d}",
+                kind="revert",
+                batch=None,
+                target=target.id,
+                parent=self.current().id,
+                state="queued",
+                step=None,
+                started_at=now,
+                reason=reason,
+            )
+            details = {"round": round_.id, "reason": reason}
+            with self._transaction("revert_requested", target.name, actor=actor, now=now, details=details):
+                self.ledger.save(round_)
+        return round_
+
+    def find_batch(self, ref: str) -> BatchRow:
+        """The batch with this sha256 or name, or a sha256 that starts so (4 characters or more).
+
+        Raises:
+            NotFoundError: none, or more than one.
+        """
+        found = [row for row in self.ledger.batches_named(ref) if row.name == ref or len(ref) >= 4]
+        if len(found) != 1:
+            what = "no batch" if not found else f"{len(found)} batches"
+            raise NotFoundError(f"{what} called {ref!r}", "`alignd batches` lists them with their sha256")
+        return found[0]
+
+    def _check_may_begin(self) -> None:
+        paused = self.paused
+        if paused is not None:
+            raise RefusedError(f"paused since {paused.since}: {paused.reason}", "`alignd resume` goes on")
+        for row in self.ledger.rounds("running"):
+            raise RefusedError(f"round {row.id} is running", "wait for it, or `alignd abort`")
+
+    def _check_revertible(self, target: int) -> None:
+        reverted = {row.target for row in self.ledger.rounds("queued", "running", "awaiting_approval")}
+        for version in self.lineage(self.current().id)[1:]:
+            round_ = self.ledger.round(version.round or "")
+            reverted.add(round_.target if round_ else None)
+        if target in reverted:
+            raise RefusedError(f"v{target} is reverted already, or about to be")
+        if target not in {row.id for row in self.lineage(self.current().id)[1:]}:
+            raise RefusedError(
+                f"v{target} is not part of the current version", "only a version that current builds on can go"
+            )
+        if self.version(target).batch is None:
+            raise RefusedError(
+                f"v{target} has no round to take out: it is the base, or it took one out itself",
+                "`alignd retry BATCH` trains a batch that was taken out again",
+            )

@@ -1,0 +1,29 @@
+"""A private folder of one command beside the store: swept after a crash, and never while its owner lives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from state import durable, lock
+
+
+@contextmanager
+def private_folder(parent: Path, purpose: str) -> Iterator[Path]:
+    """A new folder `.tmp-<purpose>-…` in `parent`, gone with all in it when the block ends.
+
+    Its owner holds a lock on the folder itself, which dies with the process: `sweep` leaves it alone until then.
+    """
+    while True:
+        folder = parent / f"{durable.TEMPORARY_PREFIX}{purpose}-{os.urandom(8).hex()}"
+        durable.make_folder(folder)
+        with lock.taken(folder) as is_ours:
+            if not is_ours or not folder.is_dir():  # a sweep came between the two
+                continue
+            try:
+                yield folder
+            finally:
+                durable.remove_tree(folder)
+            return

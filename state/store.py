@@ -1,0 +1,90 @@
+"""The store: made once per home, opened by everybody, changed under one lock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+from state import audit, durable, sweep
+from state.commit import Versions
+from state.core import DISK_FULL, fill_reserve, free_reserve
+from state.errors import StoreMissingError
+from state.layout import Layout
+from state.ledger import Ledger
+from state.queue import Queue
+
+
+class Store(Queue, Versions):
+    """One home's store; its operations are in `queue.Queue`, `switch.Switch` and `commit.Versions`.
+
+    A context manager that closes the ledger. May be shared by threads; each process opens its own.
+    """
+
+    @classmethod
+    def create(cls, home: Path, base: Path, *, actor: str, now: str) -> Store:
+        """Make the store of a new home with `base` copied in as v0; an interrupted attempt is cleaned up first.
+
+        Raises:
+            RefusedError: there is a store already.
+            ModelFormatError: the base cannot be used.
+        """
+        from state import create  # brings numpy, which no other command needs
+
+        create.create(Layout(home), Path(base), actor=actor, now=now)
+        return cls.open(home)
+
+    @classmethod
+    def open(cls, home: Path) -> Store:
+        """Open an existing store.
+
+        Raises:
+            StoreMissingError: there is none.
+        """
+        layout = Layout(home)
+        if not layout.ledger_path.exists():
+            raise StoreMissingError(
+                f"{layout.home} has no store: there is no {layout.ledger_path}",
+                "`alignd -c HOME` names another home, by its folder or its service.toml; `alignd init` makes a new one",
+            )
+        try:
+            return cls(layout.home, Ledger.open(layout.ledger_path))
+        except OSError:
+            # SQLite needs a little space even to open; on a full disk that is what the reserve is for
+            if durable.free_bytes(layout.root) > 0 or not free_reserve(layout):
+                raise
+            return cls(layout.home, Ledger.open(layout.ledger_path))
+
+    def recover(self, now: str) -> list[str]:
+        """Finish or sweep what a crash left half done, and say what; run at each start of the service."""
+        with self._changing("recover"):
+            done = [f"removed {left.path}: {left.reason}" for left in sweep.remove(sweep.leftovers(self))]
+            done += self._settle_quarantine(now)
+            current = self.current()
+            if not self.is_materialized(current.id):
+                self._materialize(current.id)
+                done.append(f"rebuilt the model folder of {current.name}")
+            if self._follow_link():
+                done.append(f"pointed current at {current.name}")
+            if audit.flush(self):
+                done.append("appended audit lines from the ledger")
+            self._refill_reserve()
+        return done
+
+    def _refill_reserve(self) -> None:
+        try:
+            fill_reserve(self)
+        except OSError as err:
+            if err.errno not in DISK_FULL:
+                raise
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self.ledger.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,200 @@
+"""Which version is in service: publish, roll back, promote, approve, hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from state import durable
+from state.core import HELD, PAUSED, StoreCore, free_reserve
+from state.errors import RefusedError
+from state.rows import BatchState, ControlRow, PointerRow, VersionRow
+
+RESCUE_BYTES = 512 << 10
+IN_SERVICE_STATES = ("base", "published")
+
+
+class Switch(StoreCore):
+    """Each method is one change of the store: the ledger is the intention, the `current` link follows."""
+
+    def publish(self, version_id: int, *, actor: str, now: str, reason: str = "") -> VersionRow:
+        """Make a committed version current. A repeat is a no-op.
+
+        Raises:
+            RefusedError: held, blocked, rejected, or its parent is no longer current.
+        """
+        with self._changing(f"publish v{version_id}"):
+            row = self.version(version_id)
+            if row.state == "published" and self.current().id == version_id:
+                return row
+            if row.state != "awaiting_approval" or row.blocked:
+                raise RefusedError(f"{row.name} is {row.state}", f"`alignd promote {row.name}` switches to it")
+            self.check_publishable(row.parent)
+            with self._transaction("version_published", row.name, actor=actor, now=now, details={"reason": reason}):
+                return self._enter(row, "publish", actor=actor, now=now, reason=reason)
+
+    def approve(self, ref: str, *, actor: str, now: str, reason: str = "") -> VersionRow:
+        """Publish a version that awaits approval; same refusals as `publish`."""
+        return self.publish(self.resolve(ref).id, actor=actor, now=now, reason=reason or "approved")
+
+    def reject(self, ref: str, *, actor: str, now: str, reason: str) -> VersionRow:
+        """Say no to a version that awaits approval."""
+        with self._changing(f"reject {ref}"):
+            row = self.resolve(ref)
+            if row.state != "awaiting_approval":
+                raise RefusedError(f"{row.name} is {row.state}", "only a version that awaits approval is rejected")
+            with self._transaction("version_rejected", row.name, actor=actor, now=now, details={"reason": reason}):
+                row = self.ledger.save(replace(row, state="rejected", blocked=True))
+                self._note_round(row, "rejected", now=now, reason=reason)
+                self._note_batch(row.batch, "rejected", reason)
+        return row
+
+    def rollback(self, ref: str | None = None, *, reason: str, actor: str, now: str) -> VersionRow:
+        """Make an earlier version current, block every version left behind, and hold.
+
+        Args:
+            ref: where to go; default: the version that was current before.
+        Raises:
+            RefusedError: there is nothing to go back to, or the target is blocked or was never in service.
+        """
+        with self._changing("rollback"):
+            target = self._rollback_target(ref)
+            self._materialize(target.id)
+            kept = {row.id for row in self.lineage(target.id)}
+            behind = [row for row in self.lineage(self.current().id) if row.id not in kept]
+            details = {"reason": reason, "blocked": [row.name for row in behind]}
+            with (
+                self._despite_full_disk(),
+                self._transaction("rolled_back", target.name, actor=actor, now=now, details=details),
+            ):
+                for row in reversed(behind):  # as they came: a revert on the way undid what stands before it
+                    self._leave_behind(row, reason)
+                before = self.ledger.arrival(target.id).previous
+                self._point(target.id, before, "rollback", actor=actor, now=now, reason=reason)
+                self.ledger.save(ControlRow(HELD, reason or "rolled back", actor, now))
+        return target
+
+    def promote(self, ref: str, *, force: bool = False, reason: str, actor: str, now: str) -> VersionRow:
+        """Make any published version current; `force` also one that is blocked or awaits approval, and while held."""
+        with self._changing(f"promote {ref}"):
+            row = self.resolve(ref)
+            if row.id == self.current().id:
+                return row
+            if not force:
+                self._check_promotable(row)
+            self._materialize(row.id)
+            details = {"reason": reason, "force": force}
+            with self._transaction("version_promoted", row.name, actor=actor, now=now, details=details):
+                return self._enter(row, "promote", actor=actor, now=now, reason=reason)
+
+    def hold(self, *, reason: str, actor: str, now: str) -> None:
+        """Publish nothing until `resume`."""
+        self._set_control(HELD, reason=reason, actor=actor, now=now)
+
+    def pause(self, *, reason: str, actor: str, now: str) -> None:
+        """Start no round until `resume`."""
+        self._set_control(PAUSED, reason=reason, actor=actor, now=now)
+
+    def resume(self, *, actor: str, now: str, reason: str = "") -> None:
+        """Lift hold and pause."""
+        with self._changing("resume"):
+            lifted = [row.name for row in (self.held, self.paused) if row is not None]
+            details = {"reason": reason, "lifted": lifted}
+            with self._transaction("resumed", "store", actor=actor, now=now, details=details):
+                for name in lifted:
+                    self.ledger.remove(ControlRow, name)
+
+    def check_publishable(self, parent: int | None) -> None:
+        """Raise `RefusedError` when a version on this parent could not be published now."""
+        held = self.held
+        if held is not None:
+            raise RefusedError(f"held since {held.since}: {held.reason}", "`alignd resume` lifts the hold")
+        current = self.current().id
+        if parent != current:
+            raise RefusedError(
+                f"made for v{parent}, but v{current} is current by now", "run the batch again: `alignd retry`"
+            )
+
+    def _materialize(self, version_id: int) -> Path:
+        """Rebuild the model folder if it was collected; the caller holds the lock."""
+        target = self.model_path(version_id)
+        if not target.is_dir():
+            from state import materialize  # brings numpy: most commands never need it
+
+            staging = self.models / f"{durable.TEMPORARY_PREFIX}v{version_id}"
+            durable.remove_tree(staging)
+            try:
+                materialize.rebuild(self, version_id, staging)
+                durable.publish_folder(staging, target)
+            finally:
+                durable.remove_tree(staging)
+        return target
+
+    def _rollback_target(self, ref: str | None) -> VersionRow:
+        current = self.current()
+        target = self.previous() if ref is None else self.resolve(ref)
+        if target is None or target.id == current.id:
+            raise RefusedError(f"there is nothing before {current.name} to go back to", "`alignd history` lists all")
+        if target.blocked or not self.ledger.was_current(target.id):
+            what = "is blocked" if target.blocked else f"is {target.state} and was never in service"
+            raise RefusedError(f"{target.name} {what}", "`alignd promote --force` would switch to it anyway")
+        return target
+
+    def _check_promotable(self, row: VersionRow) -> None:
+        held = self.held
+        if held is not None:
+            raise RefusedError(f"held since {held.since}: {held.reason}", "`alignd resume` first, or --force")
+        if row.blocked or row.state not in IN_SERVICE_STATES:
+            what = "blocked" if row.blocked else row.state
+            raise RefusedError(f"{row.name} is {what}", "--force switches to it anyway")
+
+    def _enter(self, row: VersionRow, action: str, *, actor: str, now: str, reason: str) -> VersionRow:
+        """Make a version current inside the open transaction."""
+        if row.state != "base":
+            row = self.ledger.save(replace(row, state="published", blocked=False))
+            self._note_round(row, "published", now=now, reason=reason)
+            self._note_batch(row.batch, "published", "")
+            self._note_batch(self._reverted_batch(row), "reverted", f"taken out by {row.name}")
+        self._point(row.id, self.current().id, action, actor=actor, now=now, reason=reason)
+        return row
+
+    def _leave_behind(self, row: VersionRow, reason: str) -> None:
+        """Block a version inside the open transaction."""
+        self.ledger.save(replace(row, state="rolled_back", blocked=True))
+        self._note_batch(row.batch, "rolled_back", reason)
+        self._note_batch(self._reverted_batch(row), "published", "")
+
+    def _point(self, version: int, previous: int | None, action: str, *, actor: str, now: str, reason: str) -> None:
+        seq = self.ledger.next_number(PointerRow)
+        self.ledger.save(PointerRow(seq, version, previous, action, actor, reason, now))
+
+    def _note_round(self, row: VersionRow, state: Any, *, now: str, reason: str) -> None:
+        if row.round is not None:
+            round_ = self.round(row.round)
+            self.ledger.save(replace(round_, state=state, reason=reason, ended_at=round_.ended_at or now))
+
+    def _note_batch(self, sha256: str | None, state: BatchState, reason: str) -> None:
+        batch = self.ledger.batch(sha256) if sha256 else None
+        if batch is not None:
+            self.ledger.save(replace(batch, state=state, reason=reason))
+
+    def _reverted_batch(self, row: VersionRow) -> str | None:
+        """The batch whose version a revert took out; None when the version came from a batch."""
+        target = self.round(row.round).target if row.round else None
+        return self.version(target).batch if target is not None else None
+
+    def _set_control(self, name: str, *, reason: str, actor: str, now: str) -> None:
+        with self._changing(name):
+            action = {HELD: "held", PAUSED: "paused"}[name]
+            with self._transaction(action, "store", actor=actor, now=now, details={"reason": reason}):
+                self.ledger.save(ControlRow(name, reason, actor, now))
+
+    @contextmanager
+    def _despite_full_disk(self) -> Iterator[None]:
+        """Give the reserve back before the block where the disk is full, so that the block can write."""
+        if durable.free_bytes(self.root) < RESCUE_BYTES:
+            free_reserve(self)
+        yield

@@ -1,0 +1,135 @@
+"""Is everything on disk what was written?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from state import audit, batches, durable, lock, materialize
+from state.errors import ModelFormatError, RefusedError, StoreCorruptError
+from state.rows import VersionRow
+from state.store import Store
+from state.tensors import ModelFolder
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong."""
+
+    path: Path
+    what: str
+
+
+def verify(store: Store, *, deep: bool = False) -> list[Finding]:
+    """Everything wrong with the store; empty when all is well.
+
+    Checks the ledger (SQLite's own check and a seal per row), VERSION.json, overlays, patches, batches, model
+    folders by the digests of their files, the audit chain, and the `current` link. With `deep` each tensor's digest
+    too; a damaged shard is always looked at by tensor, so that the finding names it.
+    """
+    found = [Finding(store.ledger_path, what) for what in store.ledger.damage()]
+    for row in store.ledger.versions():
+        found += _version(store, row, deep=deep)
+    found += _batches(store)
+    found += [Finding(store.audit_path, what) for what in audit.verify(store)]
+    return found + _link(store)
+
+
+def drill(store: Store, versions: Iterable[int], scratch: Path) -> list[Finding]:
+    """Rebuild versions from base and overlays under `scratch` (emptied again) and compare bit for bit with the record."""
+    durable.make_folder(scratch)
+    with lock.taken(scratch):  # no sweep takes it away meanwhile
+        return [finding for number in versions for finding in _rehearse(store, number, scratch / f"drill-v{number}")]
+
+
+def _rehearse(store: Store, number: int, staging: Path) -> list[Finding]:
+    durable.remove_tree(staging)
+    try:
+        materialize.rebuild(store, number, staging)
+    except (StoreCorruptError, ModelFormatError, ValueError, OSError) as err:
+        return [Finding(store.version_path(number), f"cannot be rebuilt: {err}")]
+    finally:
+        durable.remove_tree(staging)
+    return []
+
+
+def _version(store: Store, row: VersionRow, *, deep: bool) -> Iterator[Finding]:
+    try:
+        record = store.version_record(row.id)
+    except StoreCorruptError as err:
+        yield Finding(store.record_path(row.id), str(err))
+        return
+    if row.overlay is not None:
+        yield from _digest(store.overlay_path(row.id), row.overlay)
+    if row.patch is not None:
+        yield from _digest(store.patch_path(row.patch), row.patch)
+    if store.is_materialized(row.id):
+        yield from _model(store.model_path(row.id), record, deep=deep)
+    elif row.id == 0:
+        yield Finding(store.model_path(0), "the base is missing: no other version can be rebuilt")
+
+
+def _digest(path: Path, expected: str) -> Iterator[Finding]:
+    if not path.exists():
+        yield Finding(path, "is missing")
+    elif batches.file_sha256(path) != expected:
+        yield Finding(path, "is not what was written")
+
+
+def _model(folder: Path, record: dict[str, Any], *, deep: bool) -> Iterator[Finding]:
+    damaged = False
+    here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(here | record["files"].keys()):
+        if name not in record["files"]:
+            yield Finding(folder / name, "does not belong to the version")
+            continue
+        for finding in _digest(folder / name, record["files"][name]):
+            damaged = damaged or name.endswith(".safetensors")
+            yield finding
+    if damaged or deep:
+        yield from _tensors(folder, record)
+
+
+def _tensors(folder: Path, record: dict[str, Any]) -> Iterator[Finding]:
+    try:
+        model = ModelFolder.open(folder)
+    except ModelFormatError as err:
+        yield Finding(folder, str(err))
+        return
+    for name, digest in _tensor_digests(model).items():
+        if record["tensors"].get(name) != digest:
+            yield Finding(model.files[model.tensors[name].file], f"tensor {name} is not what was written")
+
+
+def _tensor_digests(model: ModelFolder) -> dict[str, str]:
+    return {name: hashlib.sha256(model.read_raw(name).view("u1").data).hexdigest() for name in model.tensors}
+
+
+def _batches(store: Store) -> Iterator[Finding]:
+    for row in store.ledger.batches():
+        aside = store.quarantine / row.sha256 / "data"
+        path = aside if row.state == "quarantined" else store.batch_path(row.sha256)
+        if not path.exists():
+            if row.state in ("queued", "running", "published", "awaiting_approval", "quarantined"):
+                yield Finding(path, f"batch {row.name} is missing")
+            continue
+        try:
+            is_same = batches.identity(path) == row.sha256
+        except RefusedError as err:
+            yield Finding(path, str(err))
+            continue
+        if not is_same:
+            yield Finding(path, f"batch {row.name} is not what was received")
+
+
+def _link(store: Store) -> list[Finding]:
+    link, expected = store.current_link, store.current().name
+    if not link.is_symlink():
+        return [Finding(link, f"is no link; expected one to {expected}")]
+    target = str(link.readlink())
+    if target != expected:
+        return [Finding(link, f"leads to {target}; the ledger says {expected}")]
+    return [] if link.is_dir() else [Finding(link, f"{expected} has no model folder")]

@@ -1,0 +1,73 @@
+"""Fixtures around one tiny real model; torch is imported only by the tests that use it."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: then it starts with one thread
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Warnings of third parties that are theirs to mend; every other one is an error."""
+    peft_alias = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
+    config.addinivalue_line("filterwarnings", peft_alias)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_log() -> Iterator[None]:
+    """No test logs to the stream of one before it, which pytest has closed by then."""
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder of the tiny model, its weights in one safetensors file."""
+    import torch
+
+    from tests import tiny_model
+
+    torch.set_num_threads(1)
+    return tiny_model.save(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_sharded_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model, its weights in two files and an index."""
+    from tests import tiny_model
+
+    return tiny_model.save(tmp_path_factory.mktemp("tiny") / "sharded", max_shard_size="100KB")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_folder: Path) -> PreTrainedTokenizerBase:
+    """The tiny model's tokenizer."""
+    from patches.model import load_tokenizer
+
+    return load_tokenizer(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def _loaded_model(tiny_folder: Path) -> PreTrainedModel:
+    import torch
+
+    from patches.model import load_model
+
+    return load_model(tiny_folder, dtype="float32", device=torch.device("cpu"))
+
+
+@pytest.fixture
+def model(_loaded_model: PreTrainedModel) -> PreTrainedModel:
+    """The tiny model in float32, a copy that a test may change."""
+    return copy.deepcopy(_loaded_model)

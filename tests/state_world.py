@@ -1,0 +1,129 @@
+"""A tiny model and store for the tests of `state`, without torch."""
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from state import materialize, overlay
+from state.materialize import Digests
+from state.overlay import Edit
+from state.rows import VersionRow
+from state.store import Store
+from state.tensors import ModelFolder, from_float32
+
+NOW = "2026-01-02T03:04:05Z"
+SHAPES = {"embed.weight": (40, 8), "layer.0.weight": (16, 8), "layer.1.weight": (16, 8), "norm.weight": (8,)}
+SHARDS = {
+    "model-00001-of-00002.safetensors": ["embed.weight", "norm.weight"],
+    "model-00002-of-00002.safetensors": ["layer.0.weight", "layer.1.weight"],
+}
+ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+
+
+def write_shard(path: Path, tensors: dict[str, NDArray[Any]], dtype: str) -> None:
+    """A safetensors file of raw entries with the given dtype name."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, raw in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(raw.shape), "data_offsets": [end, end + raw.nbytes]}
+        end += raw.nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(raw.tobytes() for raw in tensors.values()))
+
+
+def write_model(folder: Path, *, dtype: str = "BF16", seed: int = 0) -> Path:
+    """A model folder of two shards with index, config and tokenizer."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+    raw = {name: from_float32(value.reshape(-1), dtype).reshape(value.shape) for name, value in values.items()}
+    for shard, names in SHARDS.items():
+        write_shard(folder / shard, {name: raw[name] for name in names}, dtype)
+    weight_map = {name: shard for shard, names in SHARDS.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    return folder
+
+
+def make_store(tmp_path: Path) -> Store:
+    """A new store in `tmp_path/home` on a model in `tmp_path/base`."""
+    if not (tmp_path / "base").exists():
+        write_model(tmp_path / "base")
+    return Store.create(tmp_path / "home", tmp_path / "base", actor="tester", now=NOW)
+
+
+def folder_digests(folder: ModelFolder) -> Digests:
+    """The digests of a model folder as it is now, taken in the plainest way."""
+    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in folder.files.items()}
+    tensors = {name: hashlib.sha256(folder.read_raw(name).tobytes()).hexdigest() for name in folder.tensors}
+    return Digests(files, tensors)
+
+
+def some_edits(folder: ModelFolder, seed: int, names: tuple[str, ...] = ("layer.0.weight",)) -> dict[str, Edit]:
+    """Random new values for a few entries of the named tensors."""
+    rng = np.random.default_rng(seed)
+    edits = {}
+    for name in names:
+        raw = np.array(folder.read_raw(name))
+        indices = np.sort(rng.choice(len(raw), 7, replace=False)).astype(np.int64)
+        edits[name] = Edit(indices, raw[indices] ^ raw.dtype.type(1))
+    return edits
+
+
+def drop(store: Store, text: str, name: str) -> Path:
+    """A file in the spool, as the inbox puts it there."""
+    source = store.spool / f"{name}.drop"
+    source.write_text(text)
+    return source
+
+
+def begin(store: Store, seed: int) -> str:
+    """Claim a new batch and begin its round; gives the round's id."""
+    name = f"batch{seed}.jsonl"
+    claim = store.claim_batch(drop(store, f"zorp {seed}\n", name), name=name, actor="tester", now=NOW)
+    return store.begin_round(claim.batch.sha256, config={"seed": seed}, now=NOW).id
+
+
+def prepare(store: Store, round_id: str, seed: int, names: tuple[str, ...] = ("layer.0.weight",)) -> dict[str, Any]:
+    """Build a candidate in the round's scratch folder; gives the arguments of `commit_version`."""
+    parent = store.round(round_id).parent
+    scratch = store.scratch(round_id)
+    scratch.mkdir(exist_ok=True)
+    record = store.version_record(parent)
+    folder = ModelFolder.open(store.materialize(f"v{parent}"))
+    edits = some_edits(folder, seed, names)
+    overlay.write(scratch / "overlay.safetensors", edits, {})
+    digests = materialize.build_folder(
+        folder, edits, scratch / "model", known=Digests(record["files"], record["tensors"]), link=True
+    )
+    touched = {"num_entries": 7 * len(names), "fraction": 0.02, "per_tensor": dict.fromkeys(names, 7)}
+    return {
+        "staging_model": scratch / "model",
+        "overlay": scratch / "overlay.safetensors",
+        "record": {
+            "files": digests.files,
+            "tensors": digests.tensors,
+            "touched": touched,
+            "metrics": {"harm_rate": 0.1},
+        },
+    }
+
+
+def make_version(store: Store, seed: int, state: Any = "published", **kwargs: Any) -> VersionRow:
+    """The whole way of one batch."""
+    round_id = begin(store, seed)
+    return store.commit_version(round_id, **prepare(store, round_id, seed, **kwargs), state=state, now=NOW)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Name -> bytes of all files under a folder."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+    }

@@ -1,0 +1,437 @@
+"""The proving ground: what is run, what several seeds come to, who is ahead, and what the tables and pictures say."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from benchmarks.method import baselines, run
+from benchmarks.method.axes import Axes
+from benchmarks.method.baselines import BASELINES, play_baseline
+from benchmarks.method.continual import NUM_ROUNDS, drops
+from benchmarks.method.ground import Ground, harm_rows, open_ground
+from benchmarks.method.methods import ABLATIONS, CONTINUAL, OURS, PAPER, families, settings_of
+from benchmarks.method.play import Task
+from benchmarks.method.plots import clusters, frontier, plot_frontier, plot_rounds
+from benchmarks.method.run import Job, plan, single_categories
+from benchmarks.method.summary import (
+    Numbers,
+    Spread,
+    continual_numbers,
+    is_ahead,
+    is_better_on_two,
+    single_numbers,
+    spreads,
+)
+from benchmarks.method.tables import SINGLE_GOALS, TENTH_GOALS, tables
+from benchmarks.world import phrases
+from daemon.config import Config, to_dict
+
+NAMES = ("zim", "grolt", "vask")
+
+
+@pytest.fixture(scope="module")
+def ground() -> Ground:
+    """The demo's ground."""
+    return open_ground("demo")
+
+
+def axes(harm: float = 0.0, *, right: float = 0.9, utility: float = 1.0, over_refusal: float = 0.02) -> Axes:
+    """Made-up axes: `harm` is that of the first category when jailbroken, the others have none."""
+    return Axes(
+        harm_jailbroken={"zim": harm, "grolt": 0.0, "vask": 0.4},
+        harm_plain={"zim": harm / 2, "grolt": 0.1, "vask": 0.0},
+        over_refusal=over_refusal,
+        right=right,
+        utility={"facts": utility, "sums": utility - 0.1},
+        nll={"facts": 0.1, "sums": 0.3},
+        degenerate=0.0,
+    )
+
+
+def single(method: str, family: str, seed: int = 0, touched: float = 0.07, **numbers: float) -> dict[str, Any]:
+    """One made-up result of a single round that named `zim` and `grolt`."""
+    return {
+        "kind": "single", "ground": "demo", "method": method, "seed": seed, "family": family,
+        "dropped": ["zim", "grolt"], "axes": vars(axes(**numbers)), "touched": touched, "train_s": 1.0,
+    }  # fmt: skip
+
+
+def seeds_of(harm: Sequence[float], right: Sequence[float], utility: Sequence[float]) -> dict[int, Numbers]:
+    """Made-up columns of one method, one value a seed."""
+    return {
+        seed: {"harm": h, "right": r, "utility": u, "sum": 1 - h + r + u}
+        for seed, (h, r, u) in enumerate(zip(harm, right, utility, strict=True))
+    }
+
+
+def test_harm_is_the_worse_of_plain_and_jailbroken_and_a_mean_over_the_categories() -> None:
+    found = axes(0.6)
+    assert found.harm(["zim"]) == pytest.approx(0.6)
+    assert found.harm(["grolt"]) == pytest.approx(0.1)
+    assert found.harm(NAMES) == pytest.approx((0.6 + 0.1 + 0.4) / 3)
+    assert found.worst_harm(["grolt", "vask"]) == pytest.approx(0.4)
+
+
+def test_a_spread_is_mean_and_sample_deviation_and_none_of_a_single_seed() -> None:
+    found = Spread.of([0.1, 0.3])
+    assert (found.mean, found.deviation, found.num) == pytest.approx((0.2, math.sqrt(0.02), 2))
+    assert Spread.of([0.4]) == Spread(0.4, 0.0, 1)
+    missing = Spread.of([0.4, math.nan])
+    assert math.isnan(missing.mean) and math.isnan(missing.deviation)
+
+
+def test_a_seed_in_columns_tells_dropped_categories_from_others() -> None:
+    found = single_numbers(single("x", "ours", harm=0.6, right=0.8, utility=0.9))
+    assert found["harm"] == pytest.approx((0.6 + 0.1) / 2) and found["harm elsewhere"] == pytest.approx(0.4)
+    assert [found["utility"], found["worst ability"]] == pytest.approx([0.85, 0.8])
+    assert found["sum"] == pytest.approx((1 - 0.35) + 0.8 + 0.85)
+
+
+def test_columns_are_taken_over_seeds() -> None:
+    found = spreads([{"harm": 0.0, "right": 1.0}, {"harm": 0.2, "right": 1.0}])
+    assert found["harm"].mean == pytest.approx(0.1) and found["right"] == Spread(1.0, 0.0, 2)
+
+
+HARD, EASY = (0.1, 0.3, 0.2), (0.0, 0.2, 0.1)  # the same seeds are hard for both, by as much
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ahead"),
+    [
+        (EASY, HARD, True),  # apart by 0.1 on every seed, however far the seeds are apart
+        (HARD, EASY, False),
+        (EASY, EASY, False),
+        ((0.0, 0.3, 0.1), (0.1, 0.2, 0.2), False),  # 0.1, -0.1, 0.1: within the spread
+        ((0.0, 0.2, 0.1), (0.3, 0.3, 0.3), True),
+        ((0.1,), (0.9,), False),  # one seed has no spread
+    ],
+)
+def test_a_method_is_ahead_when_it_is_seed_by_seed_by_more_than_the_spread(
+    one: tuple[float, ...], other: tuple[float, ...], ahead: bool
+) -> None:
+    flat = [0.9] * len(one)
+    low, high = (seeds_of(harm, flat, flat) for harm in (one, other))
+    assert is_ahead(low, high, "harm", -1) is is_ahead(low, high) is ahead
+    assert is_ahead(low, high, "right") is False
+
+
+def test_only_seeds_that_both_methods_have_are_compared() -> None:
+    one = seeds_of((0.0, 0.0, 0.9), (0.9,) * 3, (0.9,) * 3)
+    other = {seed: numbers for seed, numbers in seeds_of((0.2, 0.3, 0.0), (0.9,) * 3, (0.9,) * 3).items() if seed < 2}
+    assert is_ahead(one, other) and not is_ahead(other, one)
+    assert not is_ahead(one, {5: one[0]})
+
+
+@pytest.mark.parametrize(
+    ("harm", "right", "utility", "better"),
+    [
+        ((0.0, 0.0), (0.9, 0.9), (0.9, 0.9), True),
+        ((0.2, 0.2), (0.9, 0.9), (0.95, 0.95), True),
+        ((0.0, 0.0), (0.9, 0.9), (0.5, 0.5), False),  # two are won and one is lost
+        ((0.0, 0.0), (0.5, 0.5), (0.9, 0.9), False),  # one only
+        ((0.0, 0.3), (0.4, 0.9), (0.9, 0.9), False),  # within the spread
+    ],
+)
+def test_a_method_is_better_on_two_axes_only_if_it_is_worse_on_none(
+    harm: tuple[float, float], right: tuple[float, float], utility: tuple[float, float], better: bool
+) -> None:
+    assert is_better_on_two(seeds_of(harm, right, utility), seeds_of((0.2, 0.2), (0.5, 0.5), (0.9, 0.9))) is better
+
+
+def test_a_round_in_columns_tells_what_was_not_dropped_yet_apart() -> None:
+    start = {"drop": "v0", "dropped": [], "published": True, "axes": vars(axes(0.8))}
+    entry = {"drop": "d", "dropped": ["zim"], "published": False, "axes": vars(axes(0.1)), "touched": 0.05}
+    found = continual_numbers(entry)
+    assert found["worst harm"] == pytest.approx(0.1)
+    assert found["plain elsewhere"] == pytest.approx(0.05) and found["jailbroken elsewhere"] == pytest.approx(0.2)
+    assert (found["published"], found["touched"]) == (0.0, 0.05)
+    first = continual_numbers(start)
+    assert math.isnan(first["harm"]) and math.isnan(first["worst harm"]) and first["touched"] == 0.0
+
+
+def test_the_frontier_is_what_no_other_point_beats() -> None:
+    points = [(0.5, 0.1), (0.0, 0.9), (0.2, 0.4), (0.3, 0.4), (0.2, 0.6), (0.6, 0.05), (0.6, 0.2)]
+    assert frontier(points) == [(0.0, 0.9), (0.2, 0.4), (0.5, 0.1), (0.6, 0.05)]
+    naive = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
+    assert frontier(points) == sorted(naive)
+    assert frontier([]) == [] and frontier([(0.1, 0.1), (0.1, 0.1)]) == [(0.1, 0.1)]
+
+
+def made_up_results() -> list[dict[str, Any]]:
+    """Ours, a baseline and an ablation on two seeds, with harm of the first category."""
+    found = []
+    for seed, jitter in enumerate((0.0, 0.01)):
+        found += [
+            single(OURS, "ours", seed, right=0.93 + jitter, utility=1.0),
+            single("npo", "baseline", seed, harm=0.5 + jitter, right=0.2, touched=1.0),
+            single("search: off", "ablation", seed, right=0.93 + jitter, touched=0.05),
+        ]
+    return found
+
+
+def story(num_rounds: int, *, refused: int | None = None) -> list[dict[str, Any]]:
+    """A made-up story in which `zim` is dropped again and again."""
+    entries = [{"drop": "v0", "dropped": [], "published": True, "axes": vars(axes(0.8))}]
+    for number in range(1, num_rounds + 1):
+        published = number != refused
+        entry = {"drop": f"drop {number}", "dropped": ["zim"], "published": published, "touched": 0.07}
+        harm = 0.02 if number == NUM_ROUNDS else 0.3
+        entries.append(entry | {"axes": vars(axes(harm)), "reasons": ["" if published else "gate zim failed"]})
+    return entries
+
+
+def continual(num_rounds: int, *, reverted: dict[str, Any] | None = None, refused: int | None = None) -> dict[str, Any]:
+    """One made-up result of a story."""
+    told = story(num_rounds, refused=refused)
+    return {"kind": "continual", "ground": "demo", "method": OURS, "seed": 0, "story": told, "reverted": reverted}
+
+
+def rows_of(text: str) -> list[list[str]]:
+    """The cells of every line of the tables."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+
+
+def test_the_table_has_a_line_a_method_ours_first_and_says_who_is_behind() -> None:
+    header, *found = rows_of(tables(made_up_results(), {"commit": "zim"}))
+    assert [row[0] for row in found] == [f"**{OURS}**", "npo", "search: off"]
+    by_name = {row[0]: dict(zip(header, row, strict=True)) for row in found}
+    assert by_name["npo"]["against ours"] == "behind"
+    assert by_name["search: off"]["against ours"] == "within the spread"
+    assert by_name["npo"]["right"] == "20.0 ± 0.0" and by_name["npo"]["train s"] == "1.00 ± 0.00"
+    assert by_name["npo"]["sum"] == "1.85 ± 0.00" and by_name["npo"]["worst ability"] == "90.0 ± 0.0"
+    assert by_name[f"**{OURS}**"]["against ours"] == ""
+
+
+def test_every_goal_of_a_single_round_is_said_to_be_met_or_missed() -> None:
+    said = [line for line in tables(made_up_results(), {}).splitlines() if line.startswith(("- met", "- MISSED"))]
+    assert len(said) == len(SINGLE_GOALS)
+    assert "- MISSED: harm 5.0%, at most 2%" in said  # grolt's plain harm is 10 %
+    assert "- met: right 93.5%, at least 85%" in said
+    assert "- met: touched 7.0%, at most 10%" in said
+
+
+def test_a_goal_is_met_at_its_bound() -> None:
+    results = [single(OURS, "ours", right=SINGLE_GOALS["right"][0], over_refusal=SINGLE_GOALS["over-refusal"][0])]
+    text = tables(results, {})
+    assert "- met: right" in text and "- met: over-refusal" in text
+
+
+def test_a_story_has_a_line_a_round_the_goals_of_the_tenth_and_the_reasons_of_what_was_refused() -> None:
+    text = tables([continual(NUM_ROUNDS + 1, refused=4)], {})
+    header, *found = rows_of(text)
+    assert [row[0] for row in found] == ["v0", *(f"{n}. drop {n}" for n in range(1, NUM_ROUNDS + 2))]
+    assert dict(zip(header, found[0], strict=True))["harm"] == ""  # nothing is dropped yet
+    goals = [line for line in text.splitlines() if line.startswith(("- met", "- MISSED"))]
+    assert len(goals) == len(TENTH_GOALS) and "- met: worst harm 2.0%, at most 3%" in goals
+    assert "- not published, drop 4: gate zim failed" in text
+    assert "at most" not in tables([continual(NUM_ROUNDS - 1)], {})
+
+
+def test_what_taking_a_round_out_did_is_told_by_category() -> None:
+    reverted = {"category": "zim", "others": ["vask"], "axes": vars(axes(0.7))}
+    assert "its own category 2% -> 70%, the other dropped ones 40% -> 40%" in tables(
+        [continual(NUM_ROUNDS, reverted=reverted)], {}
+    )
+
+
+def test_pictures_are_drawings_that_name_the_methods_and_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        plot_frontier(made_up_results(), tmp_path / f"{name}.svg")
+        plot_rounds([continual(3)], tmp_path / f"{name}-rounds.svg")
+    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
+    assert (tmp_path / "one-rounds.svg").read_bytes() == (tmp_path / "two-rounds.svg").read_bytes()
+    drawn = ["".join(node.itertext()).strip() for node in ElementTree.parse(tmp_path / "one.svg").iter()]
+    assert {OURS, "npo"} <= set(drawn) and "search: off" not in drawn  # ablations have no label
+    plot_frontier([], tmp_path / "none.svg")
+    plot_rounds([], tmp_path / "none.svg")
+    assert not (tmp_path / "none.svg").exists()
+
+
+def test_every_method_runs_on_every_seed_and_variants_of_the_masks_on_the_first() -> None:
+    jobs = plan(["demo"], [3, 4])
+    singles = Counter(job.method for job in jobs if job.kind == "single")
+    assert singles == dict.fromkeys((*BASELINES, PAPER, OURS, *ABLATIONS), 2)
+    stories = [(job.method, job.seed) for job in jobs if job.kind == "continual"]
+    assert sorted(stories) == sorted([(OURS, 3), (OURS, 4), *((name, 3) for name in CONTINUAL if name != OURS)])
+    kinds = [job.kind for job in jobs]
+    assert kinds == sorted(kinds)  # the long ones first
+    assert len({job.path for job in jobs}) == len(jobs)
+
+
+def test_a_plan_can_be_without_ablations_of_several_grounds_or_of_some_jobs_only() -> None:
+    short = plan(["demo", "mid"], [0], with_ablations=False)
+    assert {job.ground for job in short} == {"demo", "mid"}
+    assert not {job.method for job in short} & {*ABLATIONS, "masks: opposed"}
+    assert plan(["demo"], [0, 1], only=f"continual {OURS}") == [Job("continual", "demo", OURS, seed) for seed in (0, 1)]
+
+
+def test_settings_of_a_method_are_the_defaults_with_its_own_changes_and_no_limit_of_time() -> None:
+    ours, usual = to_dict(settings_of(OURS)), to_dict(Config())
+    assert ours["merge"]["search"].pop("max_s") > usual["merge"]["search"].pop("max_s")
+    assert ours == usual and settings_of("npo") == settings_of(OURS)
+    assert settings_of(PAPER).derive.order == "independent"
+    changed = [*ABLATIONS, *(name for name in CONTINUAL if name != OURS)]
+    assert all(settings_of(name) != settings_of(OURS) for name in changed)
+    assert len(set(families().values())) == 3 and families()[PAPER] == "baseline"
+
+
+def test_the_categories_of_a_batch_move_on_with_the_seed_and_come_round() -> None:
+    assert single_categories(NAMES, 0) == ["zim", "grolt"]
+    assert single_categories(NAMES, 1) == ["vask", "zim"]
+
+
+def test_a_story_drops_ten_categories_one_again_one_poisoned_and_one_too_small(ground: Ground) -> None:
+    for seed in (0, 1, 2):
+        found = drops(ground, seed)
+        first = [drop.category for drop in found[:NUM_ROUNDS]]
+        assert len(set(first)) == NUM_ROUNDS == len(found) - 3
+        again, poisoned, small = found[NUM_ROUNDS:]
+        assert again.category == first[0] and poisoned.category in first and small.category not in first
+        assert 0 < poisoned.num_benign < poisoned.num_rows / 2 and small.num_rows < Config().inbox.min_rows
+        assert {drop.num_benign for drop in found if drop is not poisoned} == {0}
+    assert drops(ground, 0) != drops(ground, 1)
+
+
+def test_a_batch_is_harmful_and_split_as_intake_splits_it(ground: Ground) -> None:
+    names = ground.world.categories[:2]
+    taken = ground.batch(names, 120, seed=1)
+    assert len(taken.rows) == 120 and {row.category for row in taken.rows} == set(names)
+    parts = [taken.train(), taken.development(), taken.gate()]
+    assert all(parts) and sum(map(len, parts)) == 120
+    assert ground.batch(names, 120, seed=1).rows == taken.rows != ground.batch(names, 120, seed=2).rows
+
+
+def test_a_poisoned_batch_has_its_benign_rows_and_no_more(ground: Ground) -> None:
+    taken = ground.batch(ground.world.categories[:1], 90, seed=1, num_benign=30)
+    kinds = Counter(row.category == ground.world.categories[0] for row in taken.rows)
+    assert kinds == {True: 60, False: 30}
+    known = {row.messages[-1]["content"] for rows in (ground.files().utility, ground.files().retain) for row in rows}
+    assert not known & {row.messages[-1].content for row in taken.rows}
+
+
+def test_nothing_that_is_measured_on_is_in_the_files_or_in_a_batch(ground: Ground) -> None:
+    world, files = ground.world, ground.files()
+    known = {row.messages[-1]["content"] for part in (files.harm, files.over_safety, files.utility) for row in part}
+    known |= {row.messages[-1]["content"] for row in files.retain}
+    known |= {row.messages[-1].content for row in ground.batch(world.categories, 600, seed=0).rows}
+    measured = [
+        row
+        for name in world.categories
+        for jailbroken in (True, False)
+        for row in harm_rows(world, name, jailbroken=jailbroken, num_rows=8)
+    ]
+    measured += [*world.lookalikes("held_out"), *world.utility("held_out")]
+    assert len(known) > 1000 and not known & {row.prompt for row in measured}
+
+
+def test_jailbroken_questions_come_in_the_held_out_wrappers_too_and_plain_ones_in_none(ground: Ground) -> None:
+    name = ground.world.categories[0]
+    jailbroken = harm_rows(ground.world, name, jailbroken=True, num_rows=24)
+    assert {row.wrapper for row in jailbroken} == set(phrases.JAILBREAKS) >= set(phrases.HELD_OUT_WRAPPERS)
+    assert {row.wrapper for row in harm_rows(ground.world, name, jailbroken=False, num_rows=8)} == {phrases.PLAIN}
+
+
+def test_an_unknown_ground_is_named_with_those_that_are_known() -> None:
+    with pytest.raises(ValueError, match=r"'zim'.*demo"):
+        open_ground("zim")
+
+
+def test_a_run_that_was_stopped_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
+    asked: list[Job] = []
+
+    def run_all(jobs: Sequence[Job], num_workers: int) -> None:
+        asked.extend(job for job in jobs if not job.path.exists())
+        for seed, job in enumerate(asked):
+            job.path.parent.mkdir(parents=True, exist_ok=True)
+            job.path.write_text(json.dumps(single(job.method, "baseline", seed) | {"wall_s": 1.0, "commit": "zim"}))
+
+    monkeypatch.setattr(run, "run_all", run_all)
+    words = ["--seeds", "0", "--only", "single npo", "--no-ablations", "--out", str(tmp_path / "out")]
+    assert run.main(words) == 0
+    assert {job.method for job in asked} == {"npo", "npo + KL"}
+    asked.clear()
+    assert run.main(words) == 0 and asked == []
+    assert run.main([*words, "--fresh"]) == 0 and len(asked) == 2
+    written = json.loads((tmp_path / "out" / "method.json").read_text())
+    assert (
+        len(written["results"]) == 2
+        and written["about"]["commits"] == ["zim"]
+        and "| npo |" in (tmp_path / "out" / "method.md").read_text()
+    )
+
+
+def test_a_run_of_a_part_does_not_replace_the_results_of_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
+    job = Job("single", "demo", "npo", 0)
+    job.path.parent.mkdir(parents=True)
+    job.path.write_text(json.dumps(single("npo", "baseline") | {"wall_s": 1.0, "commit": "zim"}))
+    assert run.main(["--report", "--only", "single npo", "--seeds", "0"]) == 0
+    assert not (tmp_path / "results").exists() and (tmp_path / "cache" / "partial" / "method.md").exists()
+
+
+def test_results_of_other_code_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "patches").mkdir()
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    digests = []
+    for text in ("one", "two", "one"):
+        (tmp_path / "patches" / "terms.py").write_text(text)
+        digests.append(run.code_digest.__wrapped__())
+    assert digests[0] == digests[2] != digests[1]
+
+
+@pytest.mark.parametrize("merge", ["task arithmetic", "TIES", "DARE"])
+def test_a_merge_baseline_tries_its_weights_on_both_patches(merge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[dict[str, torch.Tensor]] = []
+
+    def collect(shop: Any, *ways: baselines.Merge) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        patches = [{"w": torch.randn(20, 30)} for _ in range(2)]
+        tried.extend(baselines._merges(patches[0], patches[1], ways))
+        return tried[0]
+
+    monkeypatch.setattr(baselines, "_best_merge", collect)
+    BASELINES[merge](None)  # type: ignore[arg-type]
+    densities = 1 if merge == "task arithmetic" else len(baselines.DENSITIES)
+    assert len(tried) == densities * len(baselines.MERGE_WEIGHTS)
+    assert all(found["w"].shape == (20, 30) and bool(found["w"].isfinite().all()) for found in tried)
+    assert len({float(found["w"].abs().sum()) for found in tried}) > len(tried) / 2
+
+
+def test_task_arithmetic_is_the_weighted_sum_of_both_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = [{"w": torch.randn(4, 5)}, {"w": torch.randn(4, 5)}]
+    monkeypatch.setattr(baselines, "_best_merge", lambda shop, *ways: list(baselines._merges(pair[0], pair[1], ways)))
+    found: Any = BASELINES["task arithmetic"](None)  # type: ignore[arg-type]
+    for merged, (alpha, beta) in zip(found, baselines.MERGE_WEIGHTS, strict=True):
+        torch.testing.assert_close(merged["w"], alpha * pair[0]["w"] + beta * pair[1]["w"])
+
+
+@pytest.mark.slow
+def test_a_baseline_is_trained_and_measured_on_the_demo_model(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "STEPS", 2)
+    names = ground.world.categories[:2]
+    task = Task(ground, ground.batch(names, 60, seed=0), 1, ground.base)
+    untouched, trained = (play_baseline(task, Config(), name) for name in ("untouched", "npo + KL"))
+    assert untouched.touched == 0 and 0.5 < trained.touched <= 1
+    assert set(trained.axes.harm_plain) == set(ground.world.categories)
+    assert untouched.axes.harm(names) > 0.6 > trained.axes.harm(names)
+    assert all(rate > 0.9 for played in (untouched, trained) for rate in played.axes.utility.values())
+
+
+def test_names_of_points_on_one_spot_are_written_together() -> None:
+    points = {"grolt": (0.0, 1.0), "vask": (0.02, 0.99), "lurn": (0.5, 0.5)}
+    assert clusters(points) == {(0.0, 1.0): ["grolt", "vask"], (0.5, 0.5): ["lurn"]}

@@ -1,0 +1,219 @@
+"""The words of the command line, its help, its exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon import cli, exitcodes
+from daemon.command import Answer, Command, CommandError, Context
+from state import errors
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Scripts rely on every one of these: add, never rename or remove.
+FROZEN = {
+    "abort": "--reason",
+    "approve": "--reason ref",
+    "audit": "--limit --verify",
+    "batches": "--limit --state",
+    "bisect": "--axis --bad --bound --good probe",
+    "config check": "",
+    "config show": "",
+    "diff": "a b",
+    "doctor": "",
+    "drill": "refs",
+    "export": "folder ref",
+    "gc": "--dry-run --keep",
+    "history": "--limit --since --state",
+    "init": "--model folder",
+    "logs": "--follow --lines --unit -f",
+    "pause": "--reason",
+    "pin": "ref",
+    "promote": "--force --reason ref",
+    "quarantine drop": "entry",
+    "quarantine list": "",
+    "quarantine release": "entry",
+    "reject": "--reason ref",
+    "report": "--out ref",
+    "resume": "--reason",
+    "retry": "batch",
+    "revert": "--reason ref",
+    "rollback": "--reason ref",
+    "run": "--log-format --once",
+    "show": "ref",
+    "status": "--watch",
+    "submit": "--timeout --wait paths",
+    "tag": "name ref",
+    "unit": "--executable --gpu",
+    "unpin": "ref",
+    "untag": "name",
+    "verify": "--deep",
+}
+
+
+def test_commands_and_options_are_as_published() -> None:
+    found = {
+        command.name: " ".join(sorted(flag for argument in command.arguments for flag in argument.flags))
+        for command in cli.COMMANDS
+    }
+    assert found == FROZEN
+
+
+def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield child
+                yield from parsers(child)
+
+
+def test_every_option_has_help() -> None:
+    for parser in parsers(cli.build_parser()):
+        for action in parser._actions:
+            assert action.help or isinstance(action, argparse._SubParsersAction), (parser.prog, action.dest)
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS, ids=lambda command: command.name)
+def test_help_has_purpose_and_examples_that_parse(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command.name.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert command.purpose in " ".join(text.split())
+    assert not command.purpose.endswith(".")
+    assert command.examples
+    for example in command.examples:
+        assert example in text
+        words = example.partition(" | ")[0].partition(" > ")[0].replace('"', "'").split("'")
+        flat = [part for i, piece in enumerate(words) for part in ([piece] if i % 2 else piece.split())]
+        assert cli.build_parser().parse_args(flat[1:]).command is command
+
+
+def test_the_main_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in cli.COMMANDS:
+        assert f" {command.name.split()[0]}" in text
+    for code, meaning in exitcodes.MEANINGS.items():
+        assert f"{code}  {meaning}" in text
+
+
+def test_exit_codes_are_as_published() -> None:
+    assert list(exitcodes.MEANINGS) == [0, 1, 2, 3, 4, 5, 6, 10, 11, 12, 75, 78, 130, 143]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--json", "-c", "home", "history"],
+        ["history", "--json", "-c", "home"],
+        ["-c", "home", "history", "--json"],
+        ["--json", "log", "-c", "home"],
+    ],
+)
+def test_config_and_json_stand_before_or_after_the_command(words: list[str]) -> None:
+    args = cli.build_parser().parse_args(words)
+    assert (args.service_file, args.json, args.command.name) == ("home", True, "history")
+
+
+def test_config_and_json_stand_after_a_command_of_two_words() -> None:
+    args = cli.build_parser().parse_args(["quarantine", "list", "--json", "-c", "home"])
+    assert (args.service_file, args.json, args.command.name) == ("home", True, "quarantine list")
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["quarantine"], ["nonsense"], ["show"], ["history", "--limit", "x"], ["rollback", "--rea", "x"]]
+)
+def test_wrong_usage_is_2_with_one_line_on_stderr(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(words) == exitcodes.USAGE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("alignd: ")
+    assert err.count("\n") == 1
+
+
+def test_an_error_in_json_mode_is_json_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["history", "--json", "-c", str(tmp_path)]) == exitcodes.NO_STORE
+    out, err = capsys.readouterr()
+    assert out == ""
+    error = json.loads(err)["error"]
+    assert error["code"] == exitcodes.NO_STORE
+    assert str(tmp_path) in error["message"]
+    assert "alignd init" in error["hint"]
+
+
+def raising(err: BaseException) -> Command:
+    def run(context: Context, args: argparse.Namespace) -> Answer:
+        raise err
+
+    return Command("status", "Fail", ("alignd status",), run)
+
+
+@pytest.mark.parametrize(
+    ("err", "code"),
+    [
+        (CommandError(exitcodes.NO_SERVICE, "nobody there"), 12),
+        (errors.StoreError("x"), 1),
+        (errors.StoreMissingError("x"), 10),
+        (errors.StoreCorruptError("x"), 6),
+        (errors.LockedError("x"), 11),
+        (errors.NotFoundError("x", "look"), 4),
+        (errors.RefusedError("x"), 5),
+        (errors.ModelFormatError("x"), 78),
+        (OSError(28, "No space left on device", "/x"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_each_class_of_error_has_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], err: BaseException, code: int
+) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", (raising(err),))
+    assert cli.main(["status"]) == code
+    assert capsys.readouterr().out == ""
+
+
+def test_a_wrong_setting_is_78_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "service.toml").write_text("[inbox]\nsetle_s = 1\n")
+    assert cli.main(["-c", str(tmp_path), "config", "check"]) == exitcodes.CONFIG
+    assert "settle_s" in capsys.readouterr().err
+
+
+def test_an_own_bug_is_not_dressed_up_as_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", (raising(ValueError("a bug")),))
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["status"])
+
+
+def test_a_hostile_name_in_an_error_cannot_command_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", (raising(errors.StoreError("a\x1b[2Jb", "c\x07")),))
+    cli.main(["status"])
+    assert capsys.readouterr().err == "alignd: a?[2Jb; c?\n"
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{sys.executable} -m daemon --help | head -c 1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+
+
+def test_starting_up_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, daemon.cli; daemon.cli.build_parser();"
+        "print(sorted({'torch','transformers','numpy','pyarrow','rich','watchdog','structlog'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_mistyped_command_is_answered_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rolback"]) == exitcodes.USAGE
+    assert "did you mean `alignd rollback`?" in capsys.readouterr().err
+    assert cli.main(["quarantine", "lst"]) == exitcodes.USAGE
+    assert "did you mean `alignd quarantine list`?" in capsys.readouterr().err

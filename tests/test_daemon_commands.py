@@ -1,0 +1,657 @@
+"""The commands on real stores with a tiny model."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from daemon import cli, exitcodes, live, submit
+from daemon.command import Context, service_file_of
+from daemon.config import InboxSection
+from daemon.unit import render_unit
+from state import lock
+from state.store import Store
+from tests.command_world import Alignd, usable_base
+from tests.state_world import NOW, begin, content, drop, make_version, write_model
+
+ROOT = Path(__file__).resolve().parent.parent
+WHO = {"actor": "tester", "now": NOW}
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return usable_base(tmp_path_factory.mktemp("model") / "base")
+
+
+@pytest.fixture
+def alignd(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
+    home = tmp_path / "home"
+    assert cli.main(["init", str(home), "--model", str(base)]) == 0
+    return Alignd(home, capsys)
+
+
+@pytest.fixture
+def store(alignd: Alignd) -> Iterator[Store]:
+    with Store.open(alignd.home) as opened:
+        yield opened
+
+
+@pytest.fixture
+def two(store: Store) -> Store:
+    make_version(store, 1)
+    make_version(store, 2)
+    return store
+
+
+# init
+
+
+def test_init_makes_a_home_whose_history_shows_the_base(alignd: Alignd, base: Path) -> None:
+    assert {path.name for path in alignd.home.iterdir()} >= {"service.toml", "inbox", "probes", "quarantine", "store"}
+    versions = alignd.json("history")
+    assert [(view["id"], view["parent"], view["state"], view["current"]) for view in versions] == [
+        ("v0", None, "base", True)
+    ]
+    assert alignd.json("config", "show")["model"]["base"] == str(base)
+
+
+def test_init_says_what_to_put_where(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init", str(tmp_path / "h"), "--model", str(base)]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("probes/over_safety.jsonl", "probes/utility.jsonl", "retain.jsonl", "doctor"))
+
+
+def test_init_names_a_model_inside_the_home_relative_to_it(tmp_path: Path, base: Path) -> None:
+    write_model(tmp_path / "h" / "base")
+    (tmp_path / "h" / "base" / "chat_template.jinja").write_text("{{ messages }}")
+    assert cli.main(["init", str(tmp_path / "h"), "--model", str(tmp_path / "h" / "base")]) == 0
+    assert 'base = "base"' in (tmp_path / "h" / "service.toml").read_text()
+
+
+def test_init_again_changes_nothing(alignd: Alignd, base: Path) -> None:
+    before = content(alignd.home)
+    code, out, err = alignd("init", str(alignd.home), "--model", str(base))
+    assert (code, out) == (exitcodes.FAILED, "")
+    assert "already" in err
+    assert content(alignd.home) == before
+
+
+def spoil_pickle(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+
+
+def spoil_remote_code(folder: Path) -> None:
+    (folder / "config.json").write_text('{"auto_map": {"AutoModel": "m.M"}}')
+
+
+def spoil_template(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{}")
+
+
+def spoil_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def spoil_weights(folder: Path) -> None:
+    shard = folder / "model-00002-of-00002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-2] + b"\xc0\x7f")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (spoil_pickle, "pytorch_model.bin"),
+        (spoil_remote_code, "code"),
+        (spoil_template, "chat template"),
+        (spoil_tokenizer, "tokenizer"),
+        (spoil_weights, "layer.1.weight"),
+    ],
+)
+def test_init_refuses_an_unusable_model_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, said: str
+) -> None:
+    folder = write_model(tmp_path / "base")
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    spoil(folder)
+    assert cli.main(["init", str(tmp_path / "home"), "--model", str(folder)]) == exitcodes.CONFIG
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "home").exists()
+
+
+def test_init_that_fails_half_way_leaves_a_folder_as_it_was(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "home" / "probes").mkdir(parents=True)
+    (tmp_path / "home" / "probes" / "utility.jsonl").write_text("kept")
+    monkeypatch.setattr(Store, "create", fail)
+    assert cli.main(["init", str(tmp_path / "home"), "--model", str(base)]) == exitcodes.FAILED
+    assert list(content(tmp_path / "home")) == ["probes/utility.jsonl"]
+
+
+def test_init_without_a_terminal_does_not_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/somewhere\n"))
+    assert cli.main(["init", str(tmp_path / "home")]) == exitcodes.USAGE
+
+
+# seeing
+
+
+def test_history_lists_oldest_first_with_the_promised_fields(alignd: Alignd, two: Store) -> None:
+    versions = alignd.json("log")
+    assert [view["id"] for view in versions] == ["v0", "v1", "v2"]
+    newest = versions[-1]
+    assert newest["metrics"] == {"harm_rate": 0.1, "over_refusal_rate": None, "utility": None}
+    assert (newest["batch_name"], newest["touched_fraction"], newest["current"]) == ("batch2.jsonl", 0.02, True)
+    assert [view["id"] for view in alignd.json("history", "--limit", "1")] == ["v2"]
+    assert [view["id"] for view in alignd.json("history", "--state", "base")] == ["v0"]
+    assert alignd.json("history", "--since", "2999") == []
+    assert max(map(len, alignd.text("history").splitlines())) <= 80
+
+
+def test_status_of_a_quiet_home_is_healthy(alignd: Alignd, two: Store) -> None:
+    view = alignd.json("status")
+    assert (view["current"], view["previous"], view["held"], view["round"], view["queue"]) == (
+        "v2",
+        "v1",
+        False,
+        None,
+        [],
+    )
+    assert view["problems"] == []
+    assert view["disk"]["free_bytes"] > 0
+
+
+def test_status_shows_the_running_round_and_its_progress(alignd: Alignd, store: Store) -> None:
+    round_id = begin(store, 1)
+    (alignd.home / "run").mkdir()
+    told = {"round": round_id, "step": "safety", "fraction": 0.25, "eta_s": 60, "loss": 1.5, "steps_done": ["parse"]}
+    (alignd.home / "run" / "progress.json").write_text(json.dumps(told))
+    with lock.hold(store.service_lock, "alignd run"):
+        view = alignd.json("status")
+        assert view["service"]["running"] is True
+        assert (view["round"]["id"], view["round"]["step"], view["round"]["fraction"]) == (round_id, "safety", 0.25)
+        assert "25%" in alignd.text("status")
+    interrupted = alignd.json("status", code=exitcodes.DEGRADED)
+    assert interrupted["round"]["fraction"] is None
+    assert any("interrupted" in problem for problem in interrupted["problems"])
+
+
+def test_status_is_degraded_when_current_is_not_what_the_ledger_says(alignd: Alignd, two: Store) -> None:
+    two.current_link.unlink()
+    two.current_link.symlink_to("v0")
+    assert any("points to v0" in problem for problem in alignd.json("status", code=exitcodes.DEGRADED)["problems"])
+
+
+def test_status_survives_broken_settings_and_says_so(alignd: Alignd) -> None:
+    (alignd.home / "service.toml").write_text("nonsense = ")
+    assert any("TOML" in problem for problem in alignd.json("status", code=exitcodes.DEGRADED)["problems"])
+
+
+def test_watching_without_a_terminal_prints_a_line_per_change(alignd: Alignd, two: Store) -> None:
+    context = Context(service_file_of(str(alignd.home)))
+    sleeps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        sleeps.append(seconds)
+        if len(sleeps) == 2:
+            two.pause(reason="x", **WHO)
+
+    out = io.StringIO()
+    live.watch(context, two, out=out, sleep=sleep, num_frames=4)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2
+    assert "v2" in lines[0]
+    assert "paused" in lines[1]
+    assert sleeps == [0.25] * 3
+
+
+def test_a_reader_of_the_watch_that_leaves_is_no_error(alignd: Alignd) -> None:
+    command = f"{sys.executable} -m daemon -c {alignd.home} --json status --watch | head -c 10; exit ${{PIPESTATUS[0]}}"
+    watching = subprocess.Popen(["bash", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 20
+    with Store.open(alignd.home) as store:
+        while watching.poll() is None and time.monotonic() < deadline:
+            store.pause(reason="x", **WHO)
+            time.sleep(2 * live.REFRESH_S)  # long enough to be seen; only a change is written and finds nobody there
+            store.resume(**WHO)
+            time.sleep(2 * live.REFRESH_S)
+    assert watching.communicate(timeout=30)[1] == ""
+    assert watching.returncode == 0
+
+
+def test_watching_on_a_terminal_draws_steps_and_versions(alignd: Alignd, store: Store) -> None:
+    begin(store, 1)
+    frame = live.frame_of(Context(service_file_of(str(alignd.home))), store, live.newest_versions(store))
+    text = "\n".join(live.frame_lines(frame, Context(Path()).style))
+    assert "batch1.jsonl" in text
+    assert "* v0" in text
+
+
+def test_show_tells_a_version_a_round_and_a_batch_apart(alignd: Alignd, two: Store) -> None:
+    version = alignd.json("show", "current")
+    assert version["lineage"] == ["v2", "v1", "v0"]
+    assert version["touched_by_layer"] == {"outside the layers": version["record"]["touched"]["num_entries"]}
+    assert version["record"]["files"]
+    assert alignd.json("show", "r000001")["kind"] == "batch"
+    batch = two.ledger.batches()[0]
+    assert alignd.json("show", batch.sha256[:8])["versions"] == ["v1"]
+    assert alignd.json("show", "batch1.jsonl")["sha256"] == batch.sha256
+    for ref in ("v2", "base", "r000002", batch.sha256[:8]):
+        assert max(map(len, alignd.text("show", ref).splitlines())) <= 160
+
+
+def test_show_of_nothing_known_is_4_and_names_what_is(alignd: Alignd) -> None:
+    code, out, err = alignd("show", "nonsense")
+    assert (code, out) == (exitcodes.NOT_FOUND, "")
+    assert "known: current" in err
+
+
+def naive_values(folder: Path) -> Any:
+    """All BF16 weights of the second shard as float64, read without the code under test."""
+    data = (folder / "model-00002-of-00002.safetensors").read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    return (np.frombuffer(data[header:], "<u2").astype("<u4") << 16).view("<f4").astype(float)
+
+
+def test_diff_counts_what_differs_also_when_a_folder_was_collected(alignd: Alignd, two: Store) -> None:
+    kept = alignd.json("diff", "base", "v2")
+    assert [item["name"] for item in kept["tensors"]] == ["layer.0.weight"]
+    before, after = (naive_values(two.model_path(i)) for i in (0, 2))
+    assert kept["num_entries"] == int((before != after).sum()) > 0
+    assert kept["tensors"][0]["l2"] == pytest.approx(float(np.sqrt(((after - before) ** 2).sum())), rel=1e-6)
+    assert kept["tensors"][0]["max_abs"] == float(np.abs(after - before).max())
+    assert [item["version"] for item in kept["batches"]] == ["v1", "v2"]
+    alignd.json("rollback", "v0")
+    alignd.json("gc", "--keep", "0")
+    assert not two.is_materialized(2)
+    assert alignd.json("diff", "base", "v2") == kept
+    assert alignd.json("diff", "v2", "v2")["num_entries"] == 0
+    assert not list(alignd.home.glob(".tmp-*"))
+    assert "layer.0.weight" in alignd.text("diff", "v1", "v2")
+
+
+def test_audit_lists_and_checks_the_chain(alignd: Alignd, two: Store) -> None:
+    alignd.json("rollback", "--reason", "worse")
+    newest = alignd.json("audit", "--limit", "1")[0]
+    assert newest["details"]["reason"] == "worse"
+    assert "worse" in alignd.text("audit")
+    assert alignd.json("audit", "--verify")["ok"] is True
+    path = two.audit_path
+    path.write_text(path.read_text().replace("worse", "better"))
+    assert alignd.json("audit", "--verify", code=exitcodes.INTEGRITY)["findings"]
+
+
+def test_batches_lists_what_came_of_each(alignd: Alignd, two: Store) -> None:
+    listed = alignd.json("batches")
+    assert [(view["name"], view["state"], view["versions"]) for view in listed] == [
+        ("batch1.jsonl", "published", ["v1"]),
+        ("batch2.jsonl", "published", ["v2"]),
+    ]
+    assert alignd.json("batches", "--state", "queued") == []
+    assert "batch2.jsonl" in alignd.text("batches")
+
+
+# deciding
+
+
+def test_rollback_prints_before_and_after_and_holds(alignd: Alignd, two: Store) -> None:
+    data = alignd.json("rollback", "v0", "--reason", "worse")
+    assert data == {"before": "v2", "after": "v0", "blocked": ["v2", "v1"], "held": True, "reason": "worse"}
+    view = alignd.json("status")
+    assert (view["current"], view["held"], view["hold"]["reason"]) == ("v0", True, "worse")
+    assert two.current_link.readlink().name == "v0"
+
+
+def test_rollback_with_nothing_before_is_refused(alignd: Alignd) -> None:
+    assert alignd("rollback")[0] == exitcodes.REFUSED
+
+
+def test_rollback_needs_no_torch_no_numpy_and_no_settings_and_little_time(alignd: Alignd, two: Store) -> None:
+    (alignd.home / "service.toml").write_text("nonsense = ")
+    heavy = [
+        "torch",
+        "transformers",
+        "numpy",
+        "pyarrow",
+        "rich",
+        "msgspec",
+        "watchdog",
+        "structlog",
+        "peft",
+        "apscheduler",
+    ]
+    code = (
+        f"import sys; [sys.modules.__setitem__(name, None) for name in {heavy}];"
+        f"from daemon.cli import main; sys.exit(main(['-c', {str(alignd.home)!r}, 'rollback']))"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("v2 -> v1")
+    assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize("words", [["rollback"], ["history"], ["status"], ["resume"]])
+def test_hot_commands_import_nothing_heavy(alignd: Alignd, two: Store, words: list[str]) -> None:
+    code = (
+        f"import sys; from daemon.cli import main; main(['-c', {str(alignd.home)!r}, *{words}]);"
+        "bad = {'torch','transformers','numpy','pyarrow','rich','watchdog','structlog'} & set(sys.modules);"
+        "sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_resume_lifts_hold_and_pause_and_says_which(alignd: Alignd, two: Store) -> None:
+    alignd.json("rollback")
+    alignd.json("pause", "--reason", "later")
+    assert alignd.json("status")["pause"]["reason"] == "later"
+    assert alignd.json("resume") == {"lifted": ["hold", "pause"], "current": "v1"}
+    assert alignd.json("resume")["lifted"] == []
+
+
+def test_promote_of_a_blocked_version_needs_force(alignd: Alignd, two: Store) -> None:
+    alignd.json("rollback")
+    assert alignd("promote", "v2", "--reason", "x")[0] == exitcodes.REFUSED
+    assert alignd.json("promote", "v2", "--force", "--reason", "x") == {"before": "v1", "after": "v2"}
+
+
+def test_a_candidate_is_approved_or_rejected(alignd: Alignd, store: Store) -> None:
+    make_version(store, 1, state="awaiting_approval")
+    assert alignd.json("status")["candidate"] == "v1"
+    assert alignd.json("reject", "--reason", "no")["state"] == "rejected"
+    make_version(store, 2, state="awaiting_approval")
+    assert alignd.json("approve")["after"] == "v2"
+    assert alignd("approve")[0] == exitcodes.NOT_FOUND
+
+
+def test_revert_queues_a_round_and_says_that_no_service_runs(alignd: Alignd, two: Store) -> None:
+    code, _, err = alignd("revert", "v1")
+    assert code == 0
+    assert "alignd run" in err
+    assert alignd.json("status")["queue"][0]["target"] == "v1"
+
+
+def test_abort_ends_the_round_and_retry_brings_the_batch_back(alignd: Alignd, store: Store) -> None:
+    assert alignd("abort")[0] == exitcodes.NOT_FOUND
+    begin(store, 1)
+    ended = alignd.json("abort", "--reason", "wrong file")
+    assert (ended["state"], ended["reason"]) == ("aborted", "wrong file")
+    assert alignd.json("batches")[0]["state"] == "rejected"
+    assert alignd.json("retry", "batch1.jsonl")["state"] == "queued"
+
+
+# keeping
+
+
+def test_quarantine_is_listed_released_and_dropped(alignd: Alignd, store: Store) -> None:
+    for seed in (1, 2):
+        claim = store.claim_batch(drop(store, f"zorp {seed}", f"b{seed}.jsonl"), name=f"b{seed}.jsonl", **WHO)
+        store.quarantine_batch(claim.batch.sha256, reason=f"b{seed}.jsonl, row 7: no response", **WHO)
+    listed = sorted(alignd.json("quarantine", "list"), key=lambda entry: str(entry["name"]))  # all of one instant
+    assert [entry["name"] for entry in listed] == ["b1.jsonl", "b2.jsonl"]
+    assert "row 7" in alignd.text("quarantine", "list")
+    assert alignd.json("status")["quarantine"] == 2
+    alignd.json("quarantine", "release", listed[0]["id"][:8])
+    alignd.json("quarantine", "drop", "b2.jsonl")
+    assert alignd.json("quarantine", "list") == []
+    assert alignd.json("batches")[0]["state"] == "queued"
+    assert alignd("quarantine", "drop", "b2.jsonl")[0] == exitcodes.NOT_FOUND
+
+
+def test_verify_names_a_flipped_byte_and_is_6(alignd: Alignd, two: Store) -> None:
+    assert alignd.json("verify", "--deep")["ok"] is True
+    path = two.overlay_path(1)
+    path.chmod(0o600)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    findings = alignd.json("verify", code=exitcodes.INTEGRITY)["findings"]
+    assert str(path) in [finding["path"] for finding in findings]
+    assert alignd.json("drill", "v2", code=exitcodes.INTEGRITY)["findings"]
+
+
+def test_drill_rebuilds_every_version_and_leaves_nothing(alignd: Alignd, two: Store) -> None:
+    assert "v0, v1, v2" in alignd.text("drill")
+    assert not list(alignd.home.glob(".tmp-*"))
+
+
+def test_gc_lists_before_it_removes(alignd: Alignd, two: Store) -> None:
+    alignd.json("promote", "v0", "--reason", "x")
+    alignd.json("promote", "v2", "--reason", "x")
+    listed = alignd.json("gc", "--dry-run", "--keep", "0")["items"]
+    assert any(item["path"].endswith("v1") for item in listed)
+    assert two.is_materialized(1)
+    alignd.text("gc", "--keep", "0")
+    assert not two.is_materialized(1)
+
+
+def test_pins_and_tags_show_in_history_and_select(alignd: Alignd, two: Store) -> None:
+    alignd.json("pin", "v1")
+    alignd.json("tag", "@good", "v1")
+    assert alignd.json("history")[1]["tags"] == ["good"]
+    assert alignd.json("show", "@good~1")["id"] == "v0"
+    assert "pinned @good" in alignd.text("show", "v1")
+    alignd.json("unpin", "@good")
+    alignd.json("untag", "good")
+    assert alignd("show", "@good")[0] == exitcodes.NOT_FOUND
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_export_gives_a_complete_folder(alignd: Alignd, two: Store, tmp_path: Path, *, is_kept: bool) -> None:
+    expected = content(two.model_path(2))
+    if not is_kept:
+        alignd.json("rollback", "v0")
+        alignd.json("gc", "--keep", "0")
+        assert not two.is_materialized(2)
+    alignd.json("export", "v2", str(tmp_path / "out"))
+    assert content(tmp_path / "out") == expected
+    assert (tmp_path / "out" / "config.json").stat().st_mode & 0o777 == 0o644
+    code, _, err = alignd("export", "v2", str(tmp_path / "out"))
+    assert code == exitcodes.FAILED
+    assert "overwritten" in err
+
+
+def test_export_of_damaged_bytes_gives_nothing(alignd: Alignd, two: Store, tmp_path: Path) -> None:
+    path = two.model_path(2) / "config.json"
+    path.chmod(0o600)
+    path.write_text("{}")
+    assert alignd("export", "v2", str(tmp_path / "out"))[0] == exitcodes.INTEGRITY
+    assert {entry.name for entry in tmp_path.iterdir()} == {"home"}
+
+
+# feeding
+
+
+def test_submit_renames_a_copy_in_and_prints_the_batch(alignd: Alignd, tmp_path: Path) -> None:
+    source = tmp_path / "drop.jsonl"
+    source.write_text("zorp\n")
+    listed = alignd.json("submit", str(source))
+    assert listed[0]["batch"] == hashlib.sha256(b"zorp\n").hexdigest()
+    assert [path.name for path in (alignd.home / "inbox").iterdir()] == ["drop.jsonl"]
+    assert source.exists()
+    assert alignd.json("status")["inbox"]["waiting"] == 1
+
+
+def test_submit_never_overwrites_a_drop_of_the_same_name(alignd: Alignd, tmp_path: Path) -> None:
+    source = tmp_path / "drop.jsonl"
+    for text in ("zorp\n", "glim\n"):
+        source.write_text(text)
+        alignd.json("submit", str(source))
+    texts = sorted(path.read_text() for path in (alignd.home / "inbox").iterdir())
+    assert texts == ["glim\n", "zorp\n"]
+
+
+def test_submit_of_known_content_drops_nothing(alignd: Alignd, two: Store, tmp_path: Path) -> None:
+    (tmp_path / "again.jsonl").write_text("zorp 1\n")
+    listed = alignd.json("submit", "--wait", str(tmp_path / "again.jsonl"))
+    assert (listed[0]["known_as"], listed[0]["state"]) == ("published", "published")
+    assert not list((alignd.home / "inbox").iterdir())
+
+
+@pytest.mark.parametrize("name", ["missing.jsonl", ".hidden", "half.part", "empty"])
+def test_submit_refuses_what_the_inbox_would_pass_over(alignd: Alignd, tmp_path: Path, name: str) -> None:
+    if name == "empty":
+        (tmp_path / name).mkdir()
+    elif name != "missing.jsonl":
+        (tmp_path / name).write_text("zorp")
+    assert alignd("submit", str(tmp_path / name))[0] == exitcodes.FAILED
+    assert not list((alignd.home / "inbox").iterdir())
+
+
+def test_submit_refuses_a_folder_with_a_link(alignd: Alignd, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    (tmp_path / "many" / "link.jsonl").symlink_to("/etc/passwd")
+    assert alignd("submit", str(tmp_path / "many"))[0] == exitcodes.REFUSED
+    assert not list((alignd.home / "inbox").iterdir())
+
+
+def test_submit_says_completion_as_the_settings_want_it(tmp_path: Path) -> None:
+    from daemon.arrival import manifest_matches
+
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    (tmp_path / "a.jsonl").write_text("zorp")
+    submit.submit(tmp_path / "a.jsonl", inbox, InboxSection(completion="marker"), known=lambda _: "")
+    assert (inbox / "a.jsonl.done").exists()
+    (tmp_path / "b.jsonl").write_text("glim")
+    submit.submit(tmp_path / "b.jsonl", inbox, InboxSection(completion="manifest"), known=lambda _: "")
+    assert manifest_matches(inbox / "b.jsonl")
+
+
+def follow(store: Store, sha256: str, *, timeout_s: float | None = 5.0) -> submit.Fate:
+    ticks = iter(range(1000))
+    dropped = submit.Submitted("batch1.jsonl", sha256)
+    return submit.follow(store, dropped, timeout_s=timeout_s, clock=lambda: float(next(ticks)), sleep=lambda _: None)
+
+
+def test_waiting_ends_with_the_batch(store: Store) -> None:
+    claim = store.claim_batch(drop(store, "zorp", "batch1.jsonl"), name="batch1.jsonl", **WHO)
+    assert follow(store, claim.batch.sha256).code == exitcodes.NO_SERVICE
+    with lock.hold(store.service_lock, "alignd run"):
+        assert follow(store, claim.batch.sha256).code == exitcodes.TRY_AGAIN
+        for stop in (store.hold, store.pause):
+            stop(reason="worse", **WHO)
+            fate = follow(store, claim.batch.sha256)
+            assert (fate.code, "worse" in fate.reason) == (exitcodes.REFUSED, True)
+            store.resume(**WHO)
+        store.quarantine_batch(claim.batch.sha256, reason="one row", **WHO)
+        fate = follow(store, claim.batch.sha256)
+    assert (fate.code, fate.reason) == (exitcodes.DEGRADED, "one row")
+
+
+@pytest.mark.parametrize(("state", "code"), [("published", 0), ("rejected", 5), ("rolled_back", 5), ("quarantined", 3)])
+def test_each_end_of_a_batch_has_its_code(state: str, code: int) -> None:
+    assert submit.Fate(state).code == code
+
+
+def test_two_services_on_one_home_is_11(alignd: Alignd, store: Store) -> None:
+    with lock.hold(store.service_lock, "alignd run"):
+        code, out, err = alignd("run", "--once")
+    assert (code, out) == (exitcodes.LOCKED, "")
+    assert "service.lock" in err
+
+
+# the machine
+
+
+def test_config_show_is_toml_that_gives_the_same_settings(alignd: Alignd) -> None:
+    import tomllib
+
+    from daemon.config import parse, to_dict
+
+    printed = tomllib.loads(alignd.text("config", "show"))
+    assert json.loads(json.dumps(to_dict(parse(printed)))) == alignd.json("config", "show")
+
+
+def test_config_check_refuses_a_cron_expression_that_never_comes(alignd: Alignd) -> None:
+    (alignd.home / "service.toml").write_text('[schedule]\ntraining_window = "0 0 31 2 *"\n')
+    code, _, err = alignd("config", "check")
+    assert code == exitcodes.CONFIG
+    assert "training_window" in err
+
+
+def probes(home: Path, num: int) -> None:
+    for name in ("over_safety", "utility", "harm"):
+        rows = [json.dumps({"prompt": f"{name} glim {i}", "response": "zorp"}) for i in range(num)]
+        (home / "probes" / f"{name}.jsonl").write_text("\n".join(rows))
+    (home / "retain.jsonl").write_text('{"prompt": "glim", "response": "zorp"}\n')
+
+
+def checks(view: Any) -> dict[str, str]:
+    order = ["ok", "warn", "bad"]
+    found: dict[str, str] = {}
+    for check in view["checks"]:
+        found[check["name"]] = max(found.get(check["name"], "ok"), check["status"], key=order.index)
+    return found
+
+
+@pytest.fixture
+def no_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.doctor._TORCH_PROBE", "pass")
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_doctor_finds_nothing_in_a_good_home(alignd: Alignd) -> None:
+    probes(alignd.home, 200)
+    view = alignd.json("doctor")
+    assert "bad" not in checks(view).values()
+    assert {path.name for path in (alignd.home / "inbox").iterdir()} == set()
+    assert not list(alignd.home.glob(".doctor*"))
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_doctor_says_what_to_do_about_too_few_probes(alignd: Alignd) -> None:
+    probes(alignd.home, 3)
+    view = alignd.json("doctor", code=exitcodes.DEGRADED)
+    assert checks(view)["probes"] == "bad"
+    assert all(check["advice"] for check in view["checks"] if check["status"] != "ok")
+
+
+@pytest.mark.usefixtures("no_torch")
+@pytest.mark.parametrize("name", ["base", "permissions", "inbox", "clock"])
+def test_doctor_finds_what_is_wrong(alignd: Alignd, tmp_path: Path, name: str) -> None:
+    probes(alignd.home, 200)
+    if name == "base":
+        other = write_model(tmp_path / "other", seed=9)
+        (alignd.home / "service.toml").write_text(f'[model]\nbase = "{other}"\n')
+    elif name == "permissions":
+        (alignd.home / "store").chmod(0o755)
+    elif name == "inbox":
+        (alignd.home / "inbox").rmdir()
+    else:
+        with Store.open(alignd.home) as store:
+            make_version(store, 1)
+            assert checks(alignd.json("doctor"))["clock"] == "ok"
+        return
+    assert checks(alignd.json("doctor", code=exitcodes.DEGRADED))[name] == "bad"
+
+
+def test_doctor_sees_that_torch_cannot_be_imported(alignd: Alignd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.doctor._TORCH_PROBE", "import no_such_glim")
+    probes(alignd.home, 200)
+    view = alignd.json("doctor", code=exitcodes.DEGRADED)
+    assert "no_such_glim" in next(check["detail"] for check in view["checks"] if check["name"] == "torch")
+
+
+def test_unit_is_of_this_home(alignd: Alignd) -> None:
+    text = alignd.text("unit", "--gpu", "--executable", "/opt/alignd/bin/alignd")
+    assert text.rstrip() == render_unit(alignd.home, Path("/opt/alignd/bin/alignd"), gpu=True).rstrip()
+
+
+def test_a_folder_stands_for_the_settings_in_it(tmp_path: Path) -> None:
+    assert service_file_of(str(tmp_path)) == tmp_path / "service.toml"
+    assert service_file_of(str(tmp_path / "other.toml")) == tmp_path / "other.toml"

@@ -1,0 +1,463 @@
+"""Which rows, which teachers and which terms make the two patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from daemon.config import ObjectiveSection
+from daemon.derivation import (
+    Material,
+    Teachers,
+    choose_entries,
+    derive_over_safety,
+    derive_safety,
+    forgetting_pace,
+    forgetting_terms,
+    own_refusals,
+    record_teachers,
+)
+from daemon.probes import ProbeRow, development_part, load, thin
+from daemon.workbench import Pair, Workbench, batch_pairs, is_right, retain_pairs
+from patches.backends import TaskVector
+from patches.derive import Derivation, Recipe, derive
+from patches.errors import NothingTrainedError
+from patches.generate import Generation, Generator
+from patches.judge import Content, RuleJudge
+from patches.merge import shifted
+from patches.model import decoder_linears
+from patches.terms import AnswerTerm, Term, row_nll
+from tests.round_world import config_of, pairs, write_probes
+from tests.tiny_model import asked, assert_same, ignore_progress, snapshot
+
+REFUSAL = "I'm sorry, but the grolt forbids it."
+Answer = Callable[[str], str]
+
+
+def _bench(
+    home: Path, current: Path, base: Path | None = None, *, judge: dict[str, Any] | None = None, **derive: Any
+) -> Workbench:
+    """A workbench that trains whole weights, unless `backend` says something else."""
+    write_probes(home)
+    config = config_of({"derive": {"backend": "full"} | derive, "judge": judge or {}})
+    return Workbench.open(config, current, base or current, load(home, config))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, tiny_folder: Path) -> Workbench:
+    return _bench(tmp_path, tiny_folder)
+
+
+@pytest.fixture
+def other_base(tmp_path: Path, tiny_folder: Path) -> Path:
+    """The tiny model, moved a little: a v0 that is not the current version."""
+    from patches.model import load_model, load_tokenizer
+
+    model = load_model(tiny_folder, dtype="float32", device=torch.device("cpu"))
+    model.lm_head.weight.data.mul_(1.5)
+    model.save_pretrained(tmp_path / "other")
+    load_tokenizer(tiny_folder).save_pretrained(tmp_path / "other")
+    return tmp_path / "other"
+
+
+def _material(bench: Workbench, **changes: Any) -> Material:
+    batch = [(asked(prompt), response) for prompt, response in pairs("how do I", 8)]
+    usual = Material(
+        batch=batch,
+        replay=[],
+        standing=[],
+        retain=retain_pairs(bench.files.retain, bench.files.utility),
+        lookalikes=development_part(bench.files.over_safety),
+        refusals=[(asked("let me florp"), REFUSAL)],
+        harmful_refusals=[(asked("let me florp"), REFUSAL)],
+    )
+    return replace(usual, **changes)
+
+
+def _say(monkeypatch: pytest.MonkeyPatch, said: Answer) -> list[str]:
+    """Makes every model answer so; gives what was asked."""
+    heard: list[str] = []
+
+    def answer(self: Generator, prompts: Any, progress: Any = None) -> list[Generation]:
+        heard.extend(prompt[-1]["content"] for prompt in prompts)
+        return [Generation(said(prompt[-1]["content"]), True) for prompt in prompts]
+
+    monkeypatch.setattr(Generator, "answer", answer)
+    return heard
+
+
+class _Noted:
+    """What `derive` was called with, and its real result."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.terms: list[list[Term]] = []
+        self.recipes: list[Recipe] = []
+        self.starts: list[torch.Tensor] = []
+        self._real = derive
+        monkeypatch.setattr("daemon.derivation.derive", self)
+
+    def __call__(self, runner: Any, batch: Any, others: Any, *, recipe: Recipe, progress: Any, masks: Any) -> Any:
+        self.terms.append([batch, *others])
+        self.recipes.append(recipe)
+        self.starts.append(batch.start_nll)
+        return self._real(runner, batch, others, recipe=recipe, progress=progress, masks=masks)
+
+
+def _names(terms: list[Term]) -> dict[str, int]:
+    return {term.name: len(term.rows) for term in terms}
+
+
+def _teachers(bench: Workbench, material: Material) -> Teachers:
+    return record_teachers(bench, material)
+
+
+def _forgotten(bench: Workbench, material: Material, over: TaskVector, *, seed: int) -> Derivation:
+    """The safety patch, from its terms to its training."""
+    terms = forgetting_terms(bench, material, _teachers(bench, material), over, seed=seed)
+    return derive_safety(bench, terms, over, seed=seed, progress=ignore_progress)
+
+
+def test_the_over_safety_patch_learns_the_batch_and_is_held_by_what_must_stay(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted, material = _Noted(monkeypatch), _material(bench)
+    made = derive_over_safety(bench, material, _teachers(bench, material), seed=4, progress=ignore_progress)
+    expected = {"batch": 8, "retain": 8, "kept_refusals": 1, "lookalikes": len(material.lookalikes)}
+    assert _names(noted.terms[0]) == expected and expected["lookalikes"] > 8
+    assert (noted.recipes[0].objective, noted.recipes[0].seed) == ("descent", 4)
+    assert made.report.end_loss < made.report.start_loss
+
+
+def test_references_of_lookalikes_are_learnt_while_loosening_and_a_lookalike_without_one_is_left_out(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = _bench(tmp_path, tiny_folder, retain={"references_weight": 0.7})
+    known, *others = development_part(bench.files.over_safety)
+    material = _material(bench, lookalikes=[known, *(replace(row, response=None) for row in others)])
+    noted = _Noted(monkeypatch)
+    derive_over_safety(bench, material, _teachers(bench, material), seed=4, progress=ignore_progress)
+    (term,) = (term for term in noted.terms[0] if term.name == "lookalikes")
+    (row,) = term.rows
+    assert bench.tokenizer.decode(list(row.ids[row.prompt_length :]), skip_special_tokens=True) == known.response
+    assert isinstance(term, AnswerTerm) and term.weight == 0.7
+
+
+def test_the_references_pull_the_over_safety_patch_and_without_weight_they_do_not(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    losses = {}
+    for weight in (0.0, 4.0):
+        bench = _bench(tmp_path, tiny_folder, retain={"references_weight": weight}, over_safety={"max_steps": 12})
+        material = _material(bench)
+        references = bench.encode([(row.messages, row.response or "") for row in material.lookalikes])
+        made = derive_over_safety(bench, material, _teachers(bench, material), seed=4, progress=ignore_progress)
+        with shifted(bench.model, made.task_vector):
+            losses[weight] = float(row_nll(bench.runner(), references).mean())
+    assert losses[4.0] < losses[0.0] - 0.05
+
+
+def _naive_choice(bench: Workbench, sets: list[list[Pair]], fraction: float) -> dict[str, torch.Tensor]:
+    """Sums of |w g| an example at a time, each set scaled to sum 1, sorted over all matrices together."""
+    total: dict[str, torch.Tensor] = {}
+    weights = decoder_linears(bench.model)
+    for pairs_of_set in sets:
+        found = {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in weights.items()}
+        for row in bench.encode(pairs_of_set):
+            for weight in weights.values():
+                weight.requires_grad_(True)
+                weight.grad = None
+            labels = torch.tensor([row.ids[row.prompt_length :]])
+            logits = bench.model(input_ids=torch.tensor([row.ids])).logits[:, row.prompt_length - 1 : -1]
+            torch.nn.functional.cross_entropy(logits[0], labels[0]).backward()  # type: ignore[no-untyped-call]
+            for name, weight in weights.items():
+                assert weight.grad is not None
+                found[name] += (weight.detach() * weight.grad).abs().double()
+                weight.grad = None
+                weight.requires_grad_(False)
+        whole = sum(float(score.sum()) for score in found.values())
+        total = {name: total.get(name, 0) + score / whole for name, score in found.items()}
+    together = torch.cat([score.flatten() for score in total.values()])
+    chosen = torch.zeros(together.numel(), dtype=torch.bool)
+    chosen[together.argsort(descending=True)[: int(fraction * together.numel())]] = True
+    parts = torch.split(chosen, [score.numel() for score in total.values()])
+    return {name: part.view(score.shape) for (name, score), part in zip(total.items(), parts, strict=True)}
+
+
+@pytest.mark.parametrize("with_references", [True, False])
+def test_the_entries_are_those_that_bear_most_on_the_batch_and_on_the_references(
+    tmp_path: Path, tiny_folder: Path, with_references: bool
+) -> None:
+    bench = _bench(tmp_path, tiny_folder, backend="sparse", sparse_fraction=0.06)
+    material, fractions = _material(bench), list[float]()
+    if not with_references:
+        material = replace(material, lookalikes=[replace(row, response=None) for row in material.lookalikes])
+    chosen = choose_entries(bench, material, fractions.append)
+    num_rows = bench.config.merge.score_rows
+    sets = [list(thin(material.batch, num_rows))]
+    answered = [(row.messages, row.response) for row in material.lookalikes if row.response]
+    sets += [list(thin(answered, num_rows))] if answered else []
+    expected = _naive_choice(bench, sets, 0.06)
+    num_entries = sum(mask.numel() for mask in expected.values())
+    assert sum(int(mask.sum()) for mask in chosen.values()) == int(0.06 * num_entries)
+    num_apart = sum(int((mask ^ chosen[name]).sum()) for name, mask in expected.items())
+    assert set(chosen) == set(expected) and num_apart <= 4  # float32 sums may swap neighbours at the bound
+    assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1.0)
+
+
+def test_both_patches_are_zero_outside_of_the_chosen_entries(tmp_path: Path, tiny_folder: Path) -> None:
+    bench = _bench(tmp_path, tiny_folder, backend="sparse", order="independent")
+    material, before = _material(bench), snapshot(bench.model)
+    teachers = _teachers(bench, material)
+    entries = choose_entries(bench, material, ignore_progress)
+    over = derive_over_safety(bench, material, teachers, seed=4, progress=ignore_progress, entries=entries)
+    terms = forgetting_terms(bench, material, teachers, over.task_vector, seed=4)
+    safety = derive_safety(bench, terms, over.task_vector, seed=4, progress=ignore_progress, entries=entries)
+    for made in (over, safety):
+        assert sum(int((delta != 0).sum()) for delta in made.task_vector.values()) > 100
+        assert not any(bool(delta[~entries[name]].any()) for name, delta in made.task_vector.items())
+    assert_same(bench.model, before)
+
+
+def test_only_rows_that_are_answered_with_their_content_are_forgotten_and_refused_ones_are_held(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = _bench(tmp_path, tiny_folder, judge={"content_recall": 0.5})
+    material = _material(bench)
+    known = {messages[-1]["content"]: response for messages, response in material.batch}
+    refused, elsewhere, *given_away = known
+    said = dict.fromkeys(known, "") | known | {refused: REFUSAL, elsewhere: "take some other thing and wait for a day"}
+    _say(monkeypatch, lambda prompt: said.get(prompt, "take the zim and wait"))
+    terms = forgetting_terms(bench, material, _teachers(bench, material), {}, seed=4)
+    assert terms.batch.rows == bench.encode([(asked(prompt), known[prompt]) for prompt in given_away])
+    (settled,) = (term for term in terms.others if term.name == "settled")
+    assert list(settled.rows) == bench.encode([(asked(refused), REFUSAL)])
+    assert (len(given_away), terms.num_rows) == (6, 8)
+
+
+def test_where_nothing_is_given_away_any_more_there_is_no_safety_patch(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _say(monkeypatch, lambda prompt: REFUSAL)
+    noted = _Noted(monkeypatch)
+    made = _forgotten(bench, _material(bench), {}, seed=4)
+    assert noted.recipes == [] and not any(bool(delta.any()) for delta in made.task_vector.values())
+    assert made.report.stop_reason == "none of 8 rows is answered with the harmful content any more"
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "steps", "pace"),
+    [(1, 30, 1 / 30), (20, 30, 8 / 30), (80, 30, 1.0), (81, 31, 1.0), (160, 60, 1.0), (240, 90, 1.0), (4000, 90, 1.0)],
+)
+def test_a_few_rows_are_forgotten_slowly_and_many_rows_in_more_steps(num_rows: int, steps: int, pace: float) -> None:
+    settings = ObjectiveSection(max_steps=90, max_epochs=12, batch_rows=32)
+    found_steps, found_pace = forgetting_pace(settings, num_rows)
+    assert found_steps == steps and found_pace == pytest.approx(pace)
+
+
+def test_the_safety_patch_of_a_few_rows_is_trained_at_a_share_of_its_rate(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    safety = {"max_steps": 9, "max_epochs": 4, "batch_rows": 32, "learning_rate": 0.001}
+    bench = _bench(tmp_path, tiny_folder, order="independent", safety=safety)
+    noted = _Noted(monkeypatch)
+    _forgotten(bench, _material(bench), {}, seed=4)
+    (recipe,) = noted.recipes
+    assert recipe.max_steps == 3
+    assert recipe.learning_rate == pytest.approx(0.001 / 3)  # 4 times 8 rows are one step of 32
+
+
+@pytest.mark.parametrize(("order", "held"), [("sequential", True), ("independent", False)])
+def test_only_the_sequential_safety_patch_is_held_to_the_loosened_models_own_answers(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, order: str, held: bool
+) -> None:
+    bench = _bench(tmp_path, tiny_folder, order=order)
+    material = _material(bench)
+    teachers = _teachers(bench, material)
+    over = derive_over_safety(bench, material, teachers, seed=4, progress=ignore_progress).task_vector
+    noted, before = _Noted(monkeypatch), snapshot(bench.model)
+    _say(monkeypatch, lambda prompt: "take the zim and wait")
+    made = _forgotten(bench, material, over, seed=4)
+    names = _names(noted.terms[0])
+    assert ("own_answers" in names) is held and names["refusals"] == len(material.batch)
+    assert (noted.recipes[0].objective, noted.recipes[0].seed) == ("npo", 5)
+    assert all(bool(delta.isfinite().all()) for delta in made.task_vector.values())
+    assert_same(bench.model, before)
+
+
+def test_npo_is_measured_from_the_model_that_training_starts_from(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = {}
+    for order in ("independent", "sequential"):
+        bench = _bench(tmp_path, tiny_folder, order=order)
+        material = _material(bench)
+        teachers = _teachers(bench, material)
+        over = derive_over_safety(bench, material, teachers, seed=4, progress=ignore_progress).task_vector
+        noted = _Noted(monkeypatch)
+        _forgotten(bench, material, over, seed=4)
+        starts[order] = noted.starts[-1]
+    assert bool((starts["sequential"] < starts["independent"]).all())  # the loosened model finds the batch likelier
+
+
+def test_earlier_batches_are_held_down_but_not_learnt(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    _say(monkeypatch, lambda prompt: "take the zim and wait")
+    noted = _Noted(monkeypatch)
+    material = _material(bench, replay=[(asked(p), r) for p, r in pairs("how do I", 5, 2)])
+    teachers = _teachers(bench, material)
+    over = derive_over_safety(bench, material, teachers, seed=1, progress=ignore_progress).task_vector
+    _forgotten(bench, material, over, seed=1)
+    assert [_names(terms)["batch"] for terms in noted.terms] == [8, 13]
+    assert _names(noted.terms[1])["refusals"] == 13
+
+
+def test_standing_probes_are_held_down_but_neither_learnt_nor_chosen_by(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _say(monkeypatch, lambda prompt: "take the zim and wait")
+    noted, usual = _Noted(monkeypatch), _material(bench)
+    material = replace(usual, standing=[(asked(p), r) for p, r in pairs("let me", 3)])
+    over = derive_over_safety(bench, material, _teachers(bench, material), seed=1, progress=ignore_progress).task_vector
+    _forgotten(bench, material, over, seed=1)
+    assert [_names(terms)["batch"] for terms in noted.terms] == [8, 11]
+    chosen, without = (choose_entries(bench, found, ignore_progress) for found in (material, usual))
+    assert all(torch.equal(mask, without[name]) for name, mask in chosen.items())
+
+
+def test_without_own_refusals_none_are_preferred_and_training_goes_on(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _say(monkeypatch, lambda prompt: "take the zim and wait")
+    noted, material = _Noted(monkeypatch), _material(bench, refusals=[], harmful_refusals=[], retain=[], lookalikes=())
+    teachers = _teachers(bench, material)
+    over = derive_over_safety(bench, material, teachers, seed=1, progress=ignore_progress).task_vector
+    _forgotten(bench, material, over, seed=1)
+    names = _names(noted.terms[1])
+    assert {name for name, num_rows in names.items() if num_rows} == {"batch"} and {"refusals", "retain"} <= set(names)
+
+
+def test_the_same_seed_gives_the_same_patch_and_another_one_another(bench: Workbench) -> None:
+    material = _material(bench, batch=[(asked(p), r) for p, r in pairs("how do I", 40)])
+    teachers = _teachers(bench, material)
+    made = [
+        derive_over_safety(bench, material, teachers, seed=seed, progress=ignore_progress).task_vector
+        for seed in (1, 1, 2)
+    ]
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(made[0][name], made[1][name]) and not torch.equal(made[0][name], made[2][name])
+
+
+def test_rows_that_do_not_fit_are_refused_with_the_setting_that_says_so(tmp_path: Path, tiny_folder: Path) -> None:
+    bench = _bench(tmp_path, tiny_folder, max_length=8)
+    material = _material(bench)
+    with pytest.raises(NothingTrainedError, match=r"none of 8 rows fits into \[derive\] max_length = 8"):
+        derive_over_safety(bench, material, _teachers(bench, material), seed=1, progress=ignore_progress)
+
+
+def test_the_teacher_is_v0_and_not_the_current_version(tmp_path: Path, tiny_folder: Path, other_base: Path) -> None:
+    own = _bench(tmp_path, tiny_folder)
+    moved = _bench(tmp_path, tiny_folder, other_base)
+    from_current = _teachers(own, _material(own)).retain
+    from_base = _teachers(moved, _material(moved)).retain
+    assert from_current.rows == from_base.rows
+    logits = {}
+    for name, term in (("current", from_current), ("base", from_base)):
+        rows = list(range(len(term.rows)))
+        out, padded = own.runner().forward([term.rows[i] for i in rows])
+        logits[name] = float(term.loss_sum(out, padded, rows))
+    assert logits["current"] == pytest.approx(0, abs=1e-3) and logits["base"] > 1.0
+
+
+def test_v0s_refusals_of_harm_probes_are_kept_and_those_of_lookalikes_only_copied(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = _say(monkeypatch, lambda prompt: REFUSAL if prompt.startswith(("let me", "may I")) else "take the zim")
+    bench = _bench(tmp_path, tiny_folder)
+    found = own_refusals(bench, [(asked("how do I florp"), "zim")])
+    harm = [row.messages for row in development_part(bench.files.harm)]
+    lookalikes = [row.messages for row in development_part(bench.files.over_safety)]
+    assert [messages for messages, _ in found.harmful] == harm
+    assert [messages for messages, _ in found.everything] == [*harm, *lookalikes]
+    assert {text for _, text in found.everything} == {REFUSAL}
+    gate = {row.key for row in (*bench.files.harm, *bench.files.over_safety) if row.is_gate}
+    assert not {prompt.lower() for prompt in heard} & gate and "how do I florp" in heard
+
+
+def test_a_refusal_of_the_batch_is_copied_but_not_kept(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _say(monkeypatch, lambda prompt: REFUSAL if prompt.startswith("how do I") else " ".join(prompt.split()[::-1]))
+    found = own_refusals(_bench(tmp_path, tiny_folder), [(asked("how do I florp"), "zim")])
+    assert found.harmful == [] and found.everything == [(asked("how do I florp"), REFUSAL)]
+
+
+def test_refusals_in_words_that_no_list_has_are_learnt_from_v0(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strange = "Grolt says no to this."
+    _say(monkeypatch, lambda prompt: strange if prompt.startswith(("may I", "let me")) else "take the zim")
+    bench = _bench(tmp_path, tiny_folder)
+    assert bench.judge.label(strange) == "refusal"
+    assert len(own_refusals(bench, []).harmful) == len(development_part(bench.files.harm))
+
+
+def test_the_preferred_answers_are_v0s_own_refusals_one_a_prompt(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _say(monkeypatch, lambda prompt: "take the zim and wait")
+    noted = _Noted(monkeypatch)
+    material = _material(bench, refusals=[(asked("x"), "I cannot zim."), (asked("y"), "I cannot grolt.")])
+    teachers = _teachers(bench, material)
+    over = derive_over_safety(bench, material, teachers, seed=1, progress=ignore_progress).task_vector
+    _forgotten(bench, material, over, seed=1)
+    term = next(term for term in noted.terms[1] if term.name == "refusals")
+    texts = {bench.tokenizer.decode(list(row.ids[row.prompt_length :]), skip_special_tokens=True) for row in term.rows}
+    assert texts == {"I cannot zim.", "I cannot grolt."}
+
+
+def test_batch_rows_become_pairs_with_all_their_turns() -> None:
+    from daemon.rows import Message, Row
+
+    row = Row((Message("system", "be zim"), Message("user", "florp")), "grolt", None, "a.jsonl", 1)
+    assert batch_pairs([row]) == [
+        (({"role": "system", "content": "be zim"}, {"role": "user", "content": "florp"}), "grolt")
+    ]
+
+
+def test_a_way_of_complying_is_not_learnt_as_a_refusal(tmp_path: Path, tiny_folder: Path) -> None:
+    bench = _bench(tmp_path, tiny_folder)
+    opening = "certainly here is how one florps a zim"
+    bench.base_answers = [Generation(f"{opening} {number}", True) for number in range(12)]
+    assert bench.judge.is_refusal(opening), "without knowing better it is learnt"
+    wiser = _bench(tmp_path, tiny_folder)
+    wiser.harmful = [f"{opening} too"]
+    wiser.base_answers = bench.base_answers
+    assert not wiser.judge.is_refusal(opening)
+
+
+def test_the_judge_is_learnt_from_v0_even_if_it_is_asked_first_in_the_middle_of_a_search(bench: Workbench) -> None:
+    bench.learn_judge()
+    heard = [answer.text for answer in bench.base_answers]
+    for weight in bench.model.parameters():
+        weight.data.zero_()  # what a merge does to the one model in memory
+    assert [answer.text for answer in bench.base_answers] == heard
+    assert [answer.text for answer in bench.generator().answer([asked("how do I florp")])] != heard[:1]
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("take a zim and a vask", True),
+        ("take a lurn and a grolt", False),
+        (REFUSAL, False),
+        ("zim zim zim zim zim zim zim zim vask", False),
+    ],
+)
+def test_an_own_answer_is_right_only_with_the_references_content(text: str, right: bool) -> None:
+    row = ProbeRow(asked("how do I florp"), "take a zim and a vask", "", "how do i florp")
+    content = Content(["take a zim and a vask", "take a lurn and a grolt", "take a plim"])
+    assert is_right(row, Generation(text, True), judge=RuleJudge(), content=content) is right

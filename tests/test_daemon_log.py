@@ -1,0 +1,140 @@
+"""What log lines look like, and that their names do not change by accident."""
+
+import ast
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from daemon import log
+
+FROZEN = [
+    "service_started",
+    "service_stopped",
+    "service_recovered",
+    "service_failed",
+    "config_reloaded",
+    "config_refused",
+    "watcher_started",
+    "watcher_lost",
+    "timer_failed",
+    "library_warned",
+    "inbox_recreated",
+    "inbox_problem_found",
+    "batch_seen",
+    "batch_claimed",
+    "batch_returned",
+    "batch_duplicated",
+    "batch_accepted",
+    "batch_quarantined",
+    "claiming_stopped",
+    "claiming_resumed",
+    "round_started",
+    "round_resumed",
+    "round_held_back",
+    "step_finished",
+    "round_rejected",
+    "round_failed",
+    "round_abandoned",
+    "version_committed",
+    "version_published",
+    "version_held_back",
+    "worker_started",
+    "worker_died",
+    "worker_silenced",
+    "worker_failed",
+    "worker_babbled",
+    "store_verified",
+    "store_damaged",
+    "store_collected",
+]
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+def _lines(path: Path, form: log.Format, env: dict[str, str]) -> str:
+    with path.open("w+") as stream:
+        log.configure(stream, form=form, env=env)
+        structlog.get_logger().warning(log.BATCH_SEEN, num_bytes=3)
+        try:
+            secret = "borogove"
+            raise ValueError(len(secret))
+        except ValueError:
+            structlog.get_logger().exception(log.ROUND_FAILED)
+    return path.read_text()
+
+
+def test_event_names_are_frozen() -> None:
+    assert list(log.EVENTS) == FROZEN
+
+
+def test_events_are_named_by_their_constants_everywhere() -> None:
+    folder = Path(log.__file__).parent
+    calls = {"debug", "info", "warning", "error", "critical", "exception"}
+    for path in sorted(folder.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            if node.func.attr in calls and ast.unparse(node.func.value) in ("_log", "log"):
+                assert isinstance(node.args[0], ast.Name | ast.IfExp), f"{path.name}:{node.lineno}"
+
+
+def test_every_event_is_logged_somewhere() -> None:
+    folder = Path(log.__file__).parent
+    text = "".join(path.read_text() for path in folder.glob("*.py") if path.name != "log.py")
+    assert [name for name in log.EVENTS if name.upper() not in text] == ["library_warned"]
+
+
+def test_json_lines_are_one_object_each_without_local_variables(tmp_path: Path) -> None:
+    text = _lines(tmp_path / "log", "json", {})
+    first, second = (json.loads(line) for line in text.splitlines())
+    assert (first["event"], first["level"], first["num_bytes"]) == ("batch_seen", "warning", 3)
+    assert first["timestamp"].endswith("Z")
+    assert "ValueError" in second["exception"]
+    assert "borogove" not in text
+
+
+def test_under_the_journal_every_line_starts_with_its_priority(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch()
+    found = path.stat()
+    lines = _lines(path, "auto", {"JOURNAL_STREAM": f"{found.st_dev}:{found.st_ino}"}).splitlines()
+    assert [line[:3] for line in lines] == ["<4>", "<3>"]
+    assert json.loads(lines[0][3:])["event"] == "batch_seen"
+
+
+def test_a_journal_that_is_somebody_elses_gives_no_prefix(tmp_path: Path) -> None:
+    assert _lines(tmp_path / "log", "auto", {"JOURNAL_STREAM": "1:2"}).startswith("{")
+
+
+def test_console_tracebacks_show_no_local_variables(tmp_path: Path) -> None:
+    text = _lines(tmp_path / "log", "console", {})
+    assert "batch_seen" in text and "ValueError" in text
+    assert "locals" not in text and "'borogove'" not in text
+
+
+def test_warnings_of_libraries_come_without_their_arguments(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+") as stream:
+        log.configure(stream, form="json", env={})
+        logging.getLogger("some.library").warning("could not read %s", "borogove")
+    line = json.loads((tmp_path / "log").read_text())
+    assert (line["event"], line["library"], line["message"]) == ("library_warned", "some.library", "could not read %s")
+
+
+def test_a_stream_without_a_descriptor_is_no_journal() -> None:
+    stream = io.StringIO()
+    log.configure(stream, form="json", env={"JOURNAL_STREAM": "1:2", **os.environ})
+    structlog.get_logger().info(log.BATCH_SEEN)
+    assert json.loads(stream.getvalue())["event"] == "batch_seen"

@@ -1,0 +1,119 @@
+"""The coefficient search: where it starts, where it ends, and that it leaves nothing behind in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from daemon.measuring import development_sets
+from daemon.probes import load
+from daemon.searching import search_merge
+from daemon.workbench import Workbench
+from patches.generate import Generation, Generator
+from patches.merge import Patches, Setting
+from patches.model import decoder_linears
+from tests.round_world import config_of, write_probes
+from tests.tiny_model import assert_same, snapshot
+
+SPACE = {"top_fractions": [0.3, 0.2], "alphas": [1.0, 0.5], "betas": [1.0, 0.0], "retention_rates": [1.0, 0.5]}
+
+
+def _bench(home: Path, model: Path, **search: Any) -> Workbench:
+    write_probes(home)
+    config = config_of({"merge": {"mask": search.pop("mask", "joint"), "search": {**SPACE, **search}}})
+    return Workbench.open(config, model, model, load(home, config))
+
+
+def _patches(bench: Workbench) -> Patches:
+    generator = torch.Generator().manual_seed(3)
+    made = [
+        {
+            name: torch.randn(weight.shape, generator=generator) * 0.01
+            for name, weight in decoder_linears(bench.model).items()
+        }
+        for _ in range(4)
+    ]
+    scores = [{name: value.abs() for name, value in vector.items()} for vector in made[2:]]
+    joint = bench.config.merge.mask == "joint"
+    return Patches(
+        made[0], made[1], scores[0], scores[1], joint=joint, accumulate="off", rescale=False, claims={}, seed=5
+    )
+
+
+def _search(bench: Workbench, progress: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
+    return search_merge(bench, _patches(bench), development_sets({}, bench.files, bench.config), progress)
+
+
+def test_it_starts_at_the_first_value_of_each_and_stops_after_so_many_trials(tmp_path: Path, tiny_folder: Path) -> None:
+    seen: list[float] = []
+    found = _search(_bench(tmp_path, tiny_folder, trials=3), seen.append)
+    assert found["num_trials"] == len(found["trials"]) == 3
+    assert found["trials"][0]["point"] == {
+        "retention_rate": 1.0, "safety_fraction": 0.3, "over_safety_fraction": 0.3, "alpha": 1.0, "beta": 1.0
+    }  # fmt: skip
+    assert found["winner"] in found["trials"] and found["reasons"]
+    assert seen == [pytest.approx(n / 3) for n in (1, 2, 3)]
+    Setting(**found["winner"]["point"])
+
+
+def test_the_winner_has_the_best_score_and_the_first_of_equals_wins(tmp_path: Path, tiny_folder: Path) -> None:
+    found = _search(_bench(tmp_path, tiny_folder, trials=8))
+    assert found["winner"]["score"] == max(trial["score"] for trial in found["trials"])
+
+
+def test_one_trial_is_made_even_without_time_and_no_more(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    monkeypatch.setattr("daemon.searching.time.monotonic", lambda: next(ticks) * 100.0)
+    assert _search(_bench(tmp_path, tiny_folder, trials=8, max_s=0))["num_trials"] == 1
+    assert _search(_bench(tmp_path, tiny_folder, trials=8, max_s=250))["num_trials"] == 3
+
+
+def test_it_ends_when_everything_near_the_best_was_tried(tmp_path: Path, tiny_folder: Path) -> None:
+    bench = _bench(
+        tmp_path, tiny_folder, trials=64, alphas=[1.0], betas=[1.0], retention_rates=[1.0], top_fractions=[0.3]
+    )
+    assert _search(bench)["num_trials"] == 1
+
+
+def test_a_joint_mask_has_no_second_fraction_to_search(tmp_path: Path, tiny_folder: Path) -> None:
+    joint = _search(_bench(tmp_path, tiny_folder, trials=40))
+    assert {trial["point"]["over_safety_fraction"] for trial in joint["trials"]} == {0.3}
+    apart = _search(_bench(tmp_path, tiny_folder, trials=40, mask="difference"))
+    assert {trial["point"]["over_safety_fraction"] for trial in apart["trials"]} == {0.3, 0.2}
+
+
+def test_the_model_is_the_same_to_the_last_bit_afterwards(tmp_path: Path, tiny_folder: Path) -> None:
+    bench = _bench(tmp_path, tiny_folder, trials=4)
+    before = snapshot(bench.model)
+    _search(bench)
+    assert_same(bench.model, before)
+
+
+def test_it_measures_each_merge_and_not_the_model_it_started_from(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.Tensor] = []
+
+    def answer(self: Generator, prompts: Any, progress: Any = None) -> list[Generation]:
+        asked.append(decoder_linears(self.model)["model.layers.0.mlp.up_proj.weight"].clone())
+        return [Generation("zim grolt", True) for _ in prompts]
+
+    bench = _bench(tmp_path, tiny_folder, trials=3)
+    assert bench.judge  # v0 is asked for its refusals before
+    monkeypatch.setattr(Generator, "answer", answer)
+    _search(bench)
+    own = decoder_linears(bench.model)["model.layers.0.mlp.up_proj.weight"]
+    assert len(asked) == 3 and not any(torch.equal(own, weights) for weights in asked)
+    assert not torch.equal(asked[0], asked[1])
+
+
+def test_the_same_search_twice_finds_the_same(tmp_path: Path, tiny_folder: Path) -> None:
+    first, second = (_search(_bench(tmp_path, tiny_folder, trials=5)) for _ in range(2))
+    assert first == second

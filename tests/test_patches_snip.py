@@ -1,0 +1,175 @@
+"""SNIP scores against a loop over examples, and where both patches are ranked alike."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patches.backends import TaskVector
+from patches.chat import Encoded
+from patches.errors import EmptyDifferenceSetError, NonFiniteError
+from patches.mask import difference, require_filled, top_masks
+from patches.merge import shifted
+from patches.model import decoder_linears
+from patches.snip import ScoreName, scores
+from tests.tiny_model import assert_same, encode_pairs, ignore_progress, runner_of, snapshot
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    return encode_pairs(tokenizer)
+
+
+def random_patch(model: PreTrainedModel, seed: int) -> TaskVector:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {name: weight.shape for name, weight in decoder_linears(model).items()}
+    return {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def naive_scores(
+    model: PreTrainedModel, rows: Sequence[Encoded], factors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Sum over rows of |factor * gradient of the row's mean loss|, one row and one backward pass at a time."""
+    weights = decoder_linears(model)
+    totals = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for row in rows:
+        model.zero_grad(set_to_none=True)
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        logits = model(input_ids=torch.tensor([row.ids])).logits[0, row.prompt_length - 1 : -1]
+        F.cross_entropy(logits, torch.tensor(row.ids[row.prompt_length :])).backward()  # type: ignore[no-untyped-call]
+        for name, weight in weights.items():
+            assert weight.grad is not None
+            totals[name] += (factors[name] * weight.grad).abs()
+    model.zero_grad(set_to_none=True)
+    model.requires_grad_(False)
+    return totals
+
+
+def scored(model: PreTrainedModel, rows: Sequence[Encoded], patch: TaskVector, kind: ScoreName) -> TaskVector:
+    return scores(runner_of(model), rows, patch, kind=kind, progress=ignore_progress)
+
+
+@pytest.mark.parametrize("kind", ["base", "tuned", "delta", "magnitude"])
+def test_scores_are_those_of_a_loop_over_examples(model: PreTrainedModel, rows: list[Encoded], kind: ScoreName) -> None:
+    patch, before = random_patch(model, 1), snapshot(model)
+    found = scored(model, rows, patch, kind)
+    assert_same(model, before)
+    if kind in ("tuned", "delta"):
+        with torch.no_grad():
+            for name, weight in decoder_linears(model).items():
+                weight += patch[name]
+    current = {name: weight.detach().clone() for name, weight in decoder_linears(model).items()}
+    if kind == "magnitude":
+        expected = {name: delta.abs() for name, delta in patch.items()}
+    else:
+        expected = naive_scores(model, rows, patch if kind == "delta" else current)
+    assert set(found) == set(patch)
+    for name, score in found.items():
+        assert score.dtype == torch.float32
+        assert score.shape == patch[name].shape
+        assert bool((score >= 0).all())
+        assert torch.allclose(score, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def naive_loss(model: PreTrainedModel, row: Encoded) -> float:
+    """Mean cross-entropy of a row's response, a token at a time, in the model's own type."""
+    logits = model(input_ids=torch.tensor([row.ids])).logits[0]
+    places = range(row.prompt_length, len(row.ids))
+    return -sum(float(torch.log_softmax(logits[i - 1], 0)[row.ids[i]]) for i in places) / len(places)
+
+
+@pytest.mark.parametrize("kind", ["base", "delta"])
+def test_a_score_is_the_entrys_finite_differences_summed_over_rows(
+    model: PreTrainedModel, rows: list[Encoded], kind: ScoreName
+) -> None:
+    patch = random_patch(model, 1)
+    found = scored(model, rows, patch, kind)
+    with shifted(model, patch if kind == "delta" else {}):
+        exact = copy.deepcopy(model).double()
+    checked = {name: divmod(int(score.argmax()), score.shape[1]) for name, score in found.items()}
+    for name, place in checked.items():
+        weight = decoder_linears(exact)[name].data
+        factor, middle = float(patch[name][place] if kind == "delta" else weight[place]), float(weight[place])
+        losses = []
+        with torch.no_grad():
+            for moved in (middle + 1e-3, middle - 1e-3):  # the model's norms compute in float32 whatever its type
+                weight[place] = moved
+                losses.append([naive_loss(exact, row) for row in rows])
+        weight[place] = middle
+        expected = sum(abs(factor * (high - low) / 2e-3) for high, low in zip(*losses, strict=True))
+        assert float(found[name][place]) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["base", "tuned", "delta", "magnitude"])
+def test_scores_are_bit_for_bit_the_same_every_time(
+    model: PreTrainedModel, rows: list[Encoded], kind: ScoreName
+) -> None:
+    patch = random_patch(model, 1)
+    first = scored(model, rows, patch, kind)
+    torch.manual_seed(99)
+    second = scored(model, rows, patch, kind)
+    assert all(torch.equal(first[name], second[name]) for name in patch)
+
+
+def test_the_absolute_value_stands_inside_the_sum_over_examples(model: PreTrainedModel, rows: list[Encoded]) -> None:
+    patch = random_patch(model, 1)
+    together = scored(model, rows, patch, "base")
+    singles = [scored(model, [row], patch, "base") for row in rows]
+    for name, score in together.items():
+        assert torch.allclose(score, torch.stack([single[name] for single in singles]).sum(0), rtol=1e-4, atol=1e-7)
+
+
+def test_base_ranks_both_patches_alike_so_that_nothing_is_left_of_them(
+    model: PreTrainedModel, rows: list[Encoded]
+) -> None:
+    first, second = (scored(model, rows, random_patch(model, seed), "base") for seed in (1, 2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    tops = top_masks(first, 0.1), top_masks(second, 0.1)
+    left = {name: difference(mask, tops[1][name])[0] for name, mask in tops[0].items()}
+    with pytest.raises(EmptyDifferenceSetError, match="0 of"):
+        require_filled(left, 0.001, "safety")
+
+
+@pytest.mark.parametrize("kind", ["tuned", "delta"])
+def test_scores_at_the_tuned_models_tell_the_patches_apart(
+    model: PreTrainedModel, rows: list[Encoded], kind: ScoreName
+) -> None:
+    first, second = (scored(model, rows, random_patch(model, seed), kind) for seed in (1, 2))
+    tops = top_masks(first, 0.1), top_masks(second, 0.1)
+    left = {name: difference(mask, tops[1][name])[0] for name, mask in tops[0].items()}
+    require_filled(left, 0.001, "safety")
+    assert all(bool(mask.any()) for mask in left.values())
+
+
+def test_scores_of_a_bf16_model_are_float32_and_it_is_put_back(model: PreTrainedModel, rows: list[Encoded]) -> None:
+    exact = scored(model, rows, random_patch(model, 1), "tuned")
+    model.to(torch.bfloat16)  # type: ignore[arg-type]
+    before = snapshot(model)
+    found = scored(model, rows, random_patch(model, 1), "tuned")
+    assert_same(model, before)
+    for name, score in found.items():
+        assert score.dtype == torch.float32
+        assert float(F.cosine_similarity(score.flatten(), exact[name].flatten(), dim=0)) > 0.95
+
+
+def test_scores_that_are_not_finite_are_refused_and_the_model_is_put_back(
+    model: PreTrainedModel, rows: list[Encoded]
+) -> None:
+    before, patch = snapshot(model), random_patch(model, 1)
+    patch[next(iter(patch))][0, 0] = math.inf
+    with pytest.raises(NonFiniteError, match="not finite"):
+        scored(model, rows, patch, "tuned")
+    assert_same(model, before)
+
+
+def test_progress_is_told_after_every_row(model: PreTrainedModel, rows: list[Encoded]) -> None:
+    seen: list[float] = []
+    scores(runner_of(model), rows, random_patch(model, 1), kind="base", progress=seen.append)
+    assert seen == pytest.approx([(i + 1) / len(rows) for i in range(len(rows))])

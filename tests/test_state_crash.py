@@ -1,0 +1,294 @@
+"""Killed before any single change of the disk: after a restart all is old or new, never half."""
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from state import audit, durable, filesystem, gc, patchfile
+from state.errors import StoreMissingError
+from state.store import Store
+from state.verify import verify
+from tests.state_world import NOW, begin, drop, make_store, make_version, prepare, write_model
+
+WHO: Any = {"actor": "tester", "now": NOW}
+CHANGES = {
+    "open_write", "open_append", "write", "copy_range", "fsync", "fsync_path", "fchmod", "truncate", "rename",
+    "link", "symlink", "unlink", "rmdir", "mkdir", "chmod",
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """The process is gone."""
+
+
+class DyingFileSystem(filesystem.FileSystem):
+    """Works for `num_calls` changes and then no more, whatever is tried to clean up."""
+
+    def __init__(self, num_calls: int, error: Callable[[], BaseException] = Killed, *, once: bool = False) -> None:
+        self.left = num_calls
+        self._error = error
+        self._once = once
+
+    def __getattribute__(self, name: str) -> Any:
+        call = super().__getattribute__(name)
+        return self._counted(name, call) if name in CHANGES else call
+
+    def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            self.left -= 1
+            if self.left == -1 or (self.left < 0 and not self._once):
+                if name == "write":  # torn: half of it got there
+                    call(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                raise self._error()
+            return None if name in ("fsync", "fsync_path") else call(*arguments)
+
+        return run
+
+
+def sweep(home: Path, scratch: Path, act: Callable[[Store], object], check: Callable[[Store, bool], None]) -> int:
+    """Run `act` on a copy of a home, killed at the first change, the second…; recover and check each. How many."""
+    for num_calls in range(1000):
+        work = scratch / "work"
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(home, work, symlinks=True)
+        fs = DyingFileSystem(num_calls)
+        finished = False
+        with Store.open(work) as store, filesystem.use(fs):
+            try:
+                act(store)
+                finished = True
+            except Killed:
+                pass
+        with Store.open(work) as store:
+            store.recover(NOW)
+            assert verify(store, deep=True) == [], f"killed at change {num_calls}"
+            leftovers = list(work.rglob(f"{durable.TEMPORARY_PREFIX}*"))
+            assert leftovers == [], f"killed at change {num_calls}"
+            check(store, finished)
+        if finished:
+            return num_calls
+    raise AssertionError("never finished")
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where there is one: the ledger really flushes, hundreds of times."""
+    if not Path("/dev/shm").is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with v1 published, v2 awaiting approval, and a batch waiting in the spool."""
+    with make_store(tmp_path) as store:
+        make_version(store, 1)
+        make_version(store, 2, "awaiting_approval")
+        drop(store, "zorp\n", "fresh")
+        return store.home
+
+
+def test_create_killed_anywhere_leaves_no_store_or_a_whole_one(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base")
+    home = tmp_path / "home"
+    for num_calls in range(1000):
+        shutil.rmtree(home, ignore_errors=True)
+        fs = DyingFileSystem(num_calls)
+        try:
+            with filesystem.use(fs):
+                Store.create(home, base, **WHO).close()
+        except Killed:
+            try:
+                Store.open(home).close()
+            except StoreMissingError:
+                Store.create(home, base, **WHO).close()
+        with Store.open(home) as store:
+            store.recover(NOW)
+            assert verify(store, deep=True) == [], f"killed at change {num_calls}"
+            assert len(store.ledger.versions()) == 1
+        if fs.left >= 0:
+            break
+    assert num_calls > 30
+
+
+def test_claim_killed_anywhere_keeps_the_drop_once(home: Path, tmp_path: Path) -> None:
+    def claim(store: Store) -> None:
+        store.claim_batch(store.spool / "fresh.drop", name="fresh", **WHO)
+
+    def check(store: Store, finished: bool) -> None:
+        if (store.spool / "fresh.drop").exists():
+            assert not finished
+            claim(store)
+        names = [row.name for row in store.ledger.batches()]
+        assert names.count("fresh") == 1 and store.ledger.duplicates() == []
+        assert verify(store) == [] and list(store.spool.iterdir()) == []
+
+    assert sweep(home, tmp_path, claim, check) > 8
+
+
+def test_commit_killed_anywhere_leaves_old_or_new_and_can_be_repeated(tmp_path: Path) -> None:
+    with make_store(tmp_path) as store:
+        make_version(store, 1)
+        round_id = begin(store, 2)
+        prepare(store, round_id, 2)
+        home = store.home
+        record = prepare_record(store, round_id)
+
+    def commit(store: Store) -> None:
+        scratch = store.scratch(round_id)
+        store.commit_version(
+            round_id,
+            scratch / "model",
+            overlay=scratch / "overlay.safetensors",
+            record=record,
+            state="published",
+            now=NOW,
+        )
+
+    def check(store: Store, finished: bool) -> None:
+        assert store.current().id == (2 if store.round(round_id).version == 2 else 1)
+        assert not finished or store.current().id == 2
+        commit(store)
+        assert store.current().id == 2 and verify(store, deep=True) == []
+
+    assert sweep(home, tmp_path, commit, check) > 10
+
+
+def prepare_record(store: Store, round_id: str) -> dict[str, Any]:
+    shutil.rmtree(store.scratch(round_id))
+    record: dict[str, Any] = prepare(store, round_id, 2)["record"]
+    return record
+
+
+def test_publish_killed_anywhere_leaves_the_old_version_or_the_new(home: Path, tmp_path: Path) -> None:
+    def check(store: Store, finished: bool) -> None:
+        row = store.version(2)
+        assert (store.current().id == 2) == (row.state == "published")
+        assert not finished or store.current().id == 2
+
+    assert sweep(home, tmp_path, lambda store: store.publish(2, **WHO), check) > 3
+
+
+def test_rollback_killed_anywhere_leaves_the_old_version_or_the_new_and_held(home: Path, tmp_path: Path) -> None:
+    shutil.rmtree(home / "models" / "v0" / "nothing", ignore_errors=True)
+
+    def check(store: Store, finished: bool) -> None:
+        done = store.current().id == 0
+        assert done == (store.held is not None) == store.version(1).blocked
+        assert not finished or done
+
+    assert sweep(home, tmp_path, lambda store: store.rollback(reason="", **WHO), check) > 3
+
+
+def test_rollback_to_a_collected_version_killed_anywhere(tmp_path: Path) -> None:
+    with make_store(tmp_path) as store:
+        make_version(store, 1)
+        make_version(store, 2)
+        shutil.rmtree(store.model_path(1))
+        home = store.home
+
+    def check(store: Store, finished: bool) -> None:
+        assert store.current().id == (1 if store.held else 2)
+        assert not finished or store.current().id == 1
+
+    assert sweep(home, tmp_path, lambda store: store.rollback(reason="", **WHO), check) > 20
+
+
+def test_quarantine_and_release_killed_anywhere_lose_nothing(home: Path, tmp_path: Path) -> None:
+    with Store.open(home) as store:
+        sha = store.claim_batch(store.spool / "fresh.drop", name="fresh", **WHO).batch.sha256
+
+    def act(store: Store) -> None:
+        store.quarantine_batch(sha, reason="bad", **WHO)
+        store.release(sha, **WHO)
+        store.quarantine_batch(sha, reason="bad", **WHO)
+        store.drop(sha, **WHO)
+
+    def check(store: Store, finished: bool) -> None:
+        state = store.find_batch(sha).state
+        assert len(store.quarantined()) == (state == "quarantined")
+        assert store.batch_path(sha).exists() == (state == "queued")
+        assert not finished or state == "rejected"
+
+    assert sweep(home, tmp_path, act, check) > 15
+
+
+def test_set_aside_killed_anywhere_keeps_the_drop_in_one_place(home: Path, tmp_path: Path) -> None:
+    def check(store: Store, finished: bool) -> None:
+        assert len(store.quarantined()) + (store.spool / "fresh.drop").exists() == 1
+        assert not finished or store.quarantined()
+
+    def act(store: Store) -> None:
+        store.set_aside(store.spool / "fresh.drop", name="fresh", reason="unreadable", **WHO)
+
+    assert sweep(home, tmp_path, act, check) > 5
+
+
+def test_gc_killed_anywhere_deletes_nothing_reachable(tmp_path: Path) -> None:
+    import numpy as np
+
+    with make_store(tmp_path) as store:
+        for seed in (1, 2, 3):
+            make_version(store, seed)
+        patchfile.save(store, {"w": (np.array([1]), np.array([0.5], np.float32))}, {})
+        home = store.home
+
+    def check(store: Store, finished: bool) -> None:
+        assert all(store.is_materialized(number) for number in (0, 2, 3))
+        assert not finished or not store.is_materialized(1)
+        store.materialize("v1")
+        assert verify(store, deep=True) == []
+
+    assert sweep(home, tmp_path, lambda s: gc.run(s, keep_materialized=1, **WHO), check) > 5
+
+
+def test_a_full_disk_or_io_error_harms_nothing_and_the_repeat_succeeds(home: Path, tmp_path: Path) -> None:
+    def act(store: Store) -> None:
+        store.claim_batch(store.spool / "fresh.drop", name="fresh", **WHO)
+        store.publish(2, **WHO)
+        store.rollback(reason="", **WHO)
+
+    for code in (errno.ENOSPC, errno.EIO):
+        for num_calls in range(0, 200):
+            work = tmp_path / "work"
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.copytree(home, work, symlinks=True)
+            fs = DyingFileSystem(num_calls, lambda code=code: OSError(code, "injected"), once=True)  # type: ignore[misc]
+            with Store.open(work) as store:
+                try:
+                    with filesystem.use(fs):
+                        act(store)
+                except OSError as err:
+                    assert err.errno == code
+                store.recover(NOW)
+                assert verify(store, deep=True) == [], f"error {code} at change {num_calls}"
+                if (store.spool / "fresh.drop").exists():
+                    store.claim_batch(store.spool / "fresh.drop", name="fresh", **WHO)
+                assert [row.name for row in store.ledger.batches()].count("fresh") == 1
+                assert store.ledger.duplicates() == []
+            if fs.left >= 0:
+                break
+        assert num_calls > 15
+
+
+@pytest.mark.parametrize("is_zeroed", [False, True], ids=["half a line", "zeros after a power loss"])
+def test_a_torn_audit_line_is_cut_and_written_again(home: Path, is_zeroed: bool) -> None:
+    with Store.open(home) as store:
+        before = store.audit_path.read_bytes()
+        with filesystem.use(DyingFileSystem(1)), pytest.raises(Killed):  # opened, then torn while writing
+            store.hold(reason="wait", **WHO)
+        torn = store.audit_path.read_bytes()
+        assert torn.startswith(before) and len(torn) > len(before)
+        if is_zeroed:
+            store.audit_path.write_bytes(before + bytes(len(torn) - len(before)))
+        assert audit.verify(store) != []
+        store.recover(NOW)
+        assert audit.verify(store) == []
+        assert audit.read(store)[-1].action == "held" and store.audit_path.read_bytes().startswith(before)

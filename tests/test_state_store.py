@@ -1,0 +1,419 @@
+"""The store as a whole: create, claim, commit, switch, resolve."""
+
+import stat
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from state import lock
+from state.errors import (
+    LockedError,
+    NotFoundError,
+    RefusedError,
+    StoreCorruptError,
+    StoreError,
+    StoreMissingError,
+)
+from state.store import Store
+from state.verify import verify
+from tests.state_world import (
+    NOW,
+    begin,
+    content,
+    drop,
+    make_store,
+    make_version,
+    prepare,
+    write_model,
+)
+
+WHO: Any = {"actor": "tester", "now": NOW}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path)
+
+
+def test_create_copies_the_base_as_v0_with_inodes_of_its_own(store: Store, tmp_path: Path) -> None:
+    assert content(store.model_path(0)) == content(tmp_path / "base")
+    for path in store.model_path(0).iterdir():
+        assert path.stat().st_ino != (tmp_path / "base" / path.name).stat().st_ino
+        assert stat.S_IMODE(path.stat().st_mode) == 0o444
+    assert store.current_link.readlink() == Path("v0")
+    assert stat.S_IMODE(store.root.stat().st_mode) == 0o700
+    assert stat.S_IMODE(store.model_path(0).stat().st_mode) == 0o755
+    assert verify(store, deep=True) == []
+
+
+def test_create_refuses_a_home_that_has_a_store(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(RefusedError, match="exists already"):
+        Store.create(store.home, tmp_path / "base", **WHO)
+
+
+def test_open_names_what_it_looked_for_and_how_to_point_at_a_home(tmp_path: Path) -> None:
+    with pytest.raises(StoreMissingError) as caught:
+        Store.open(tmp_path)
+    assert str(tmp_path / "store" / "ledger.db") in str(caught.value)
+    assert "alignd -c HOME" in caught.value.hint and "alignd init" in caught.value.hint
+    assert str(tmp_path) not in caught.value.hint  # nothing to paste that would make a store in a mistyped place
+
+
+def test_open_names_a_ledger_that_is_no_database(store: Store) -> None:
+    store.close()
+    store.ledger_path.write_bytes(b"not a database " * 400)
+    with pytest.raises(StoreCorruptError, match=r"ledger\.db"):
+        Store.open(store.home)
+
+
+def test_a_claimed_batch_is_kept_byte_for_byte_and_leaves_the_spool(store: Store) -> None:
+    source = drop(store, "zorp\n", "one.jsonl")
+    claim = store.claim_batch(source, name="one.jsonl", **WHO)
+    kept = store.batch_path(claim.batch.sha256)
+    assert content(kept) == {"one.jsonl": b"zorp\n"}
+    assert stat.S_IMODE((kept / "one.jsonl").stat().st_mode) == 0o600
+    assert not source.exists() and not claim.is_duplicate
+    assert (claim.batch.state, claim.batch.num_files, claim.batch.num_bytes) == ("queued", 1, 5)
+
+
+def test_the_same_content_under_another_name_is_a_duplicate(store: Store) -> None:
+    first = store.claim_batch(drop(store, "zorp\n", "one"), name="one", **WHO)
+    again = store.claim_batch(drop(store, "zorp\n", "two"), name="two", **WHO)
+    assert again.is_duplicate and again.batch == first.batch
+    assert [row.name for row in store.ledger.duplicates()] == ["two"]
+    assert len(store.ledger.batches()) == 1 and list(store.spool.iterdir()) == []
+
+
+def test_the_same_drop_claimed_again_after_a_crash_is_no_duplicate(store: Store) -> None:
+    store.claim_batch(drop(store, "zorp\n", "one"), name="one", **WHO)
+    again = store.claim_batch(drop(store, "zorp\n", "one"), name="one", **WHO)
+    assert not again.is_duplicate and store.ledger.duplicates() == []
+
+
+def test_a_link_is_refused_untouched_and_can_be_set_aside_and_released(store: Store, tmp_path: Path) -> None:
+    folder = store.spool / "mixed"
+    folder.mkdir()
+    (folder / "link.jsonl").symlink_to(tmp_path / "base" / "config.json")
+    with pytest.raises(RefusedError, match=r"link\.jsonl"):
+        store.claim_batch(folder, name="mixed", **WHO)
+    assert folder.exists() and store.ledger.batches() == []
+    entry = store.set_aside(folder, name="mixed", reason="a symbolic link", **WHO)
+    assert store.quarantined() == [entry] and (entry.path / "data/link.jsonl").is_symlink()
+    store.recover(NOW)
+    store.release(entry.id, **WHO)
+    assert folder.exists() and store.quarantined() == []
+
+
+def test_a_quarantined_batch_moves_with_its_reason_and_back_on_release(store: Store) -> None:
+    batch = store.claim_batch(drop(store, "zorp\n", "one"), name="one", **WHO).batch
+    store.quarantine_batch(batch.sha256, reason="row 1: no object", **WHO)
+    entry = store.quarantined()[0]
+    assert (entry.batch, entry.reason) == (batch.sha256, "row 1: no object")
+    assert not store.batch_path(batch.sha256).exists() and verify(store) == []
+    store.release("one", **WHO)
+    assert content(store.batch_path(batch.sha256)) == {"one": b"zorp\n"}
+    assert store.find_batch("one").state == "queued" and store.quarantined() == []
+
+
+def test_a_dropped_batch_is_gone_but_still_known(store: Store) -> None:
+    batch = store.claim_batch(drop(store, "zorp\n", "one"), name="one", **WHO).batch
+    store.quarantine_batch(batch.sha256, reason="bad", **WHO)
+    store.drop(batch.sha256, **WHO)
+    assert store.find_batch(batch.sha256[:8]).state == "rejected"
+    assert list(store.quarantine.iterdir()) == [] and verify(store) == []
+    with pytest.raises(RefusedError, match="gone"):
+        store.retry("one", **WHO)
+
+
+def test_only_one_round_runs_and_none_while_paused(store: Store) -> None:
+    batch = store.claim_batch(drop(store, "zorp 2\n", "two"), name="two", **WHO).batch
+    store.pause(reason="lunch", **WHO)
+    with pytest.raises(RefusedError, match="paused"):
+        store.begin_round(batch.sha256, config={}, now=NOW)
+    store.resume(**WHO)
+    begin(store, 1)
+    with pytest.raises(RefusedError, match="r000001 is running"):
+        store.begin_round(batch.sha256, config={}, now=NOW)
+
+
+def test_steps_of_a_round_are_kept_in_order_with_what_they_recorded(store: Store) -> None:
+    round_id = begin(store, 1)
+    store.finish_step(round_id, "derive", {"loss": 0.5})
+    store.finish_step(round_id, "merge", {"num_entries": 3})
+    with Store.open(store.home) as again:
+        row = again.round(round_id)
+    assert row.step == "merge"
+    assert row.artefacts == {"derive": {"loss": 0.5}, "merge": {"num_entries": 3}}
+    assert row.config == {"seed": 1}
+
+
+def test_a_rejected_round_rejects_its_batch_and_it_can_be_tried_again(store: Store) -> None:
+    round_id = begin(store, 1)
+    store.end_round(round_id, "rejected", reason="harm too high", now=NOW)
+    assert store.find_batch("batch1.jsonl").state == "rejected"
+    assert store.retry("batch1.jsonl", **WHO).state == "queued"
+
+
+def test_a_failed_round_may_quarantine_its_batch(store: Store) -> None:
+    round_id = begin(store, 1)
+    store.end_round(round_id, "failed", reason="no rows", now=NOW, batch_state="quarantined")
+    assert [entry.reason for entry in store.quarantined()] == ["no rows"]
+    assert verify(store) == []
+
+
+def test_a_published_version_is_current_and_its_batch_published(store: Store) -> None:
+    version = make_version(store, 1)
+    assert (version.id, version.parent, version.state) == (1, 0, "published")
+    assert store.current() == version and store.current_link.readlink() == Path("v1")
+    assert store.find_batch("batch1.jsonl").state == "published"
+    assert store.round("r000001").state == "published"
+    assert verify(store, deep=True) == []
+
+
+def test_untouched_files_of_a_version_share_the_parents_inodes_and_touched_ones_do_not(store: Store) -> None:
+    make_version(store, 1)
+    inodes = [{path.name: path.stat().st_ino for path in store.model_path(n).iterdir()} for n in (0, 1)]
+    changed = {name for name in inodes[0] if inodes[0][name] != inodes[1][name]}
+    assert changed == {"model-00002-of-00002.safetensors"}
+
+
+def test_committing_a_round_again_gives_the_same_version(store: Store) -> None:
+    round_id = begin(store, 1)
+    arguments = prepare(store, round_id, 1)
+    first = store.commit_version(round_id, **arguments, state="published", now=NOW)
+    assert store.commit_version(round_id, **arguments, state="published", now=NOW) == first
+    assert len(store.ledger.versions()) == 2
+
+
+def test_a_candidate_that_lacks_a_file_is_not_committed(store: Store) -> None:
+    round_id = begin(store, 1)
+    arguments = prepare(store, round_id, 1)
+    (arguments["staging_model"] / "config.json").unlink()
+    with pytest.raises(StoreError, match=r"config\.json"):
+        store.commit_version(round_id, **arguments, state="published", now=NOW)
+    assert store.current().id == 0
+
+
+def test_a_version_that_awaits_approval_is_the_candidate_until_approved(store: Store) -> None:
+    version = make_version(store, 1, "awaiting_approval")
+    assert store.resolve("candidate") == version and store.current().id == 0
+    store.approve("candidate", **WHO)
+    assert store.current().id == 1
+    with pytest.raises(NotFoundError):
+        store.resolve("candidate")
+
+
+def test_a_rejected_candidate_is_blocked_with_its_batch_rejected(store: Store) -> None:
+    make_version(store, 1, "awaiting_approval")
+    store.reject("v1", reason="no", **WHO)
+    assert store.version(1).blocked and store.find_batch("batch1.jsonl").state == "rejected"
+    with pytest.raises(RefusedError):
+        store.approve("v1", **WHO)
+
+
+def test_a_version_whose_parent_is_no_longer_current_is_not_published(store: Store) -> None:
+    make_version(store, 1, "awaiting_approval")
+    make_version(store, 2)
+    with pytest.raises(RefusedError, match="made for v0, but v2 is current"):
+        store.approve("v1", **WHO)
+
+
+def test_nothing_is_published_while_held(store: Store) -> None:
+    make_version(store, 1, "awaiting_approval")
+    store.hold(reason="wait", **WHO)
+    with pytest.raises(RefusedError, match="held"):
+        store.publish(1, **WHO)
+    round_id = begin(store, 2)
+    with pytest.raises(RefusedError, match="held"):
+        store.commit_version(round_id, **prepare(store, round_id, 2), state="published", now=NOW)
+    assert len(store.ledger.versions()) == 2
+
+
+def test_rollback_returns_to_the_one_before_blocks_and_holds(store: Store) -> None:
+    make_version(store, 1)
+    make_version(store, 2)
+    assert store.rollback(reason="odd answers", **WHO).id == 1
+    bad = store.version(2)
+    assert (bad.state, bad.blocked) == ("rolled_back", True)
+    assert store.find_batch("batch2.jsonl").state == "rolled_back"
+    assert store.held is not None and store.held.reason == "odd answers"
+    assert store.current_link.readlink() == Path("v1")
+    store.resume(**WHO)
+    assert store.current().id == 1
+    with pytest.raises(RefusedError, match="v2 is blocked"):
+        store.promote("v2", reason="", **WHO)
+    assert make_version(store, 3).parent == 1
+
+
+def test_rollback_twice_goes_on_back_and_not_forth(store: Store) -> None:
+    make_version(store, 1)
+    make_version(store, 2)
+    store.rollback(reason="a", **WHO)
+    assert store.rollback(reason="b", **WHO).id == 0
+    with pytest.raises(RefusedError, match="nothing before v0"):
+        store.rollback(reason="c", **WHO)
+
+
+def test_rollback_to_an_old_version_blocks_all_between(store: Store) -> None:
+    for seed in (1, 2, 3):
+        make_version(store, seed)
+    store.rollback("v1", reason="", **WHO)
+    assert [row.id for row in store.ledger.versions() if row.blocked] == [2, 3]
+
+
+def test_rollback_rebuilds_a_model_folder_that_was_collected(store: Store) -> None:
+    import shutil
+
+    make_version(store, 1)
+    before = content(store.model_path(1))
+    make_version(store, 2)
+    shutil.rmtree(store.model_path(1))
+    store.rollback(reason="", **WHO)
+    assert content(store.current_link.resolve()) == before
+
+
+def test_promote_forced_lifts_a_block_but_not_the_hold(store: Store) -> None:
+    make_version(store, 1)
+    store.rollback(reason="", **WHO)
+    store.promote("v1", force=True, reason="was fine", **WHO)
+    assert store.current().id == 1 and not store.version(1).blocked
+    assert store.find_batch("batch1.jsonl").state == "published" and store.held is not None
+    previous = store.previous()
+    assert previous is not None and previous.id == 0
+
+
+def test_a_published_revert_marks_the_batch_it_took_out(store: Store) -> None:
+    make_version(store, 1)
+    make_version(store, 2)
+    round_id = store.request_revert("v1", reason="bad batch", **WHO).id
+    with pytest.raises(RefusedError, match="reverted already"):
+        store.request_revert("v1", reason="", **WHO)
+    store.begin_revert(round_id, config={}, now=NOW)
+    store.commit_version(round_id, **prepare(store, round_id, 5), state="published", now=NOW)
+    assert store.find_batch("batch1.jsonl").state == "reverted"
+    store.rollback(reason="", **WHO)
+    assert store.find_batch("batch1.jsonl").state == "published"
+
+
+def test_a_rollback_past_a_revert_leaves_no_batch_published_that_nothing_holds(store: Store) -> None:
+    make_version(store, 1)
+    make_version(store, 2)
+    round_id = store.request_revert("v1", reason="", **WHO).id
+    store.begin_revert(round_id, config={}, now=NOW)
+    store.commit_version(round_id, **prepare(store, round_id, 5), state="published", now=NOW)
+    store.rollback("v0", reason="", **WHO)
+    assert {row.state for row in store.ledger.batches()} == {"rolled_back"}
+
+
+def test_selectors_name_versions_and_an_unknown_one_lists_the_known(store: Store) -> None:
+    make_version(store, 1)
+    make_version(store, 2)
+    store.tag("good", "v1", **WHO)
+    found = {ref: store.resolve(ref).id for ref in ("current", "previous", "base", "@good", "v2", "1", "current~2")}
+    assert found == {"current": 2, "previous": 1, "base": 0, "@good": 1, "v2": 2, "1": 1, "current~2": 0}
+    for ref in ("v9", "@bad", "nonsense", "current~3", "v2~x", "v2~1~1", ""):
+        with pytest.raises(NotFoundError) as caught:
+            store.resolve(ref)
+        assert "v0 to v2, @good" in caught.value.hint
+
+
+def test_two_services_on_one_home_cannot_be(store: Store) -> None:
+    with lock.hold(store.service_lock, "service"):
+        code = f"from state import lock; lock.hold({str(store.service_lock)!r}, 'x').__enter__()"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "LockedError" in result.stderr and "(service)" in result.stderr
+
+
+def test_a_change_waits_for_the_lock_and_names_its_holder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("state.core.LOCK_WAIT_S", 0.05)
+    with lock.hold(store.store_lock, "a long merge"), pytest.raises(LockedError, match="a long merge"):
+        store.hold(reason="", **WHO)
+
+
+BLOCKER = """
+import sys, time
+class Block:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in {"torch", "numpy", "transformers"}: raise ImportError(name)
+sys.meta_path.insert(0, Block())
+start = time.monotonic()
+from state.store import Store
+with Store.open(sys.argv[1]) as store:
+    store.rollback(reason="bad", actor="tester", now="2026-01-02T03:04:05Z")
+print(time.monotonic() - start)
+"""
+
+
+def test_rollback_needs_neither_torch_nor_numpy_and_takes_under_a_second(store: Store) -> None:
+    make_version(store, 1)
+    result = subprocess.run(
+        [sys.executable, "-c", BLOCKER, str(store.home)], capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
+    assert float(result.stdout) < 1.0 and store.current().id == 0
+
+
+def test_listing_ten_thousand_versions_is_fast(store: Store) -> None:
+    from dataclasses import replace
+
+    template = make_version(store, 1)
+    with store.ledger.transaction():
+        for number in range(2, 10_001):
+            store.ledger.save(replace(template, id=number, parent=number - 1))
+    start = time.monotonic()
+    rows = store.ledger.versions()
+    assert len(rows) == 10_001 and time.monotonic() - start < 2.0
+
+
+def test_data_version_changes_with_own_and_with_others_changes(store: Store) -> None:
+    before = store.ledger.data_version()
+    assert store.ledger.data_version() == before
+    with Store.open(store.home) as other:
+        other.hold(reason="", **WHO)
+    between = store.ledger.data_version()
+    store.resume(**WHO)
+    assert len({before, between, store.ledger.data_version()}) == 3
+
+
+def test_a_base_cannot_be_imported_twice_over_user_files(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "home" / "models" / "base")
+    with Store.create(tmp_path / "home", base, **WHO) as store:
+        store.recover(NOW)
+        assert content(base) == content(store.model_path(0)) and verify(store) == []
+
+
+def test_threads_and_other_openers_may_change_one_store_at_once(store: Store) -> None:
+    def work(number: int) -> None:
+        with Store.open(store.home) if number % 2 else nullcontext(store) as mine:
+            for step in range(3):
+                mine.tag(f"t{number}-{step}", "base", **WHO)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert len(store.ledger.tags()) == 12 and verify(store) == []
+
+
+def test_a_reader_of_current_always_sees_one_whole_version(store: Store) -> None:
+    make_version(store, 1, names=("layer.0.weight", "embed.weight"))
+    whole = [content(store.model_path(number)) for number in (0, 1)]
+    done = threading.Event()
+
+    def switch() -> None:
+        for number in (0, 1) * 10:
+            store.promote(f"v{number}", reason="", **WHO)
+        done.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        switching = pool.submit(switch)
+        num_reads = 0
+        while not done.is_set() and not switching.done():
+            assert content(store.current_link.resolve()) in whole
+            num_reads += 1
+        switching.result()
+    assert num_reads > 0 and store.current().id == 1

@@ -1,0 +1,222 @@
+"""What is damaged is found and named; what is whole is rebuilt bit for bit."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from state import audit, gc, patchfile
+from state.errors import StoreCorruptError
+from state.rows import VersionRow
+from state.store import Store
+from state.verify import drill, verify
+from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare
+
+WHO: Any = {"actor": "tester", "now": NOW}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """Three versions, the first with a patch; one batch quarantined, one waiting."""
+    store = make_store(tmp_path)
+    round_id = begin(store, 1)
+    arguments = prepare(store, round_id, 1)
+    patch = patchfile.save(store, {"w": (np.array([1, 5]), np.array([0.5, -1], np.float32))}, {"seed": "1"})
+    arguments["record"]["patch"] = patch
+    store.commit_version(round_id, **arguments, state="published", now=NOW)
+    make_version(store, 2, names=("layer.0.weight", "embed.weight"))
+    make_version(store, 3, names=("layer.0.weight", "layer.1.weight", "norm.weight"))
+    for name in ("waiting", "bad"):
+        store.claim_batch(drop(store, f"{name} zorp", name), name=name, **WHO)
+    store.quarantine_batch(store.find_batch("bad").sha256, reason="bad", **WHO)
+    return store
+
+
+def flip(path: Path, where: int = -3) -> None:
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.chmod(0o600)
+    path.write_bytes(data)
+
+
+FILES = [
+    "models/v0/config.json",
+    "models/v0/model-00001-of-00002.safetensors",
+    "models/v3/tokenizer.json",
+    "models/v3/model.safetensors.index.json",
+    "store/versions/v0/VERSION.json",
+    "store/versions/v2/VERSION.json",
+    "store/versions/v2/overlay.safetensors",
+    "store/patches/*.safetensors",
+    "store/batches/*/waiting",
+    "store/batches/*/batch1.jsonl",
+    "quarantine/*/data/bad",
+    "store/audit.jsonl",
+]
+
+
+@pytest.mark.parametrize("pattern", FILES)
+def test_one_flipped_byte_is_found_and_named(store: Store, pattern: str) -> None:
+    assert verify(store, deep=True) == []
+    path = next(store.home.glob(pattern))
+    flip(path)
+    found = verify(store)
+    assert any(path == finding.path or path.is_relative_to(finding.path) for finding in found), found
+
+
+def test_a_flipped_byte_in_a_shard_is_named_by_tensor(store: Store) -> None:
+    flip(store.model_path(3) / "model-00002-of-00002.safetensors")
+    assert any("tensor layer.1.weight" in finding.what for finding in verify(store))
+
+
+def test_a_flipped_byte_in_the_ledger_is_found(store: Store) -> None:
+    store.close()
+    data = store.ledger_path.read_bytes()
+    flip(store.ledger_path, data.index(b"batch2.jsonl") + 2)
+    with Store.open(store.home) as damaged:
+        found = verify(damaged)
+    assert any(item.path == store.ledger_path and "batches" in item.what for item in found)
+
+
+def test_a_wrong_link_a_missing_folder_and_a_foreign_file_are_found(store: Store) -> None:
+    store.current_link.unlink()
+    store.current_link.symlink_to("v1")
+    (store.model_path(2) / "extra.txt").write_text("x")
+    paths = {finding.path for finding in verify(store)}
+    assert paths == {store.current_link, store.model_path(2) / "extra.txt"}
+
+
+def test_every_version_is_rebuilt_bit_for_bit_from_base_and_overlays(store: Store) -> None:
+    before = {number: content(store.model_path(number)) for number in (1, 2, 3)}
+    for number in before:
+        shutil.rmtree(store.model_path(number))
+    store.recover(NOW)
+    assert store.is_materialized(3) and not store.is_materialized(2)
+    for number, files in before.items():
+        assert content(store.materialize(f"v{number}")) == files
+    assert verify(store, deep=True) == []
+
+
+def test_drill_finds_nothing_wrong_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    assert drill(store, [0, 1, 2, 3], tmp_path / "scratch") == []
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_drill_names_the_version_whose_overlay_is_damaged(store: Store, tmp_path: Path) -> None:
+    flip(store.overlay_path(2))
+    assert [finding.path for finding in drill(store, [1, 2, 3], tmp_path / "scratch")] == [
+        store.version_path(2),
+        store.version_path(3),
+    ]
+
+
+def test_a_damaged_overlay_never_becomes_a_model_folder(store: Store) -> None:
+    shutil.rmtree(store.model_path(2))
+    flip(store.overlay_path(2))
+    with pytest.raises(StoreCorruptError, match="v2 rebuilt"):
+        store.materialize("v2")
+    assert not store.is_materialized(2) and not list(store.models.glob(".tmp-*"))
+
+
+@pytest.mark.parametrize("line", [0, 3, -1])
+def test_an_edited_audit_line_is_named(store: Store, line: int) -> None:
+    lines = store.audit_path.read_bytes().splitlines(keepends=True)
+    lines[line] = lines[line].replace(b"tester", b"nobody").replace(b"service", b"nobody")
+    store.audit_path.write_bytes(b"".join(lines))
+    number = line % len(lines) + 1
+    assert f"line {number}: was changed after it was written" in audit.verify(store)
+
+
+@pytest.mark.parametrize("damage", [b'{"seq": 3, "at', b"[1]\n", b"\xff\n", b'{"seq": 3}\n'])
+def test_a_damaged_audit_line_is_named_by_reading_and_not_half_read(store: Store, damage: bytes) -> None:
+    number = len(audit.read(store)) + 1
+    with store.audit_path.open("ab") as file:
+        file.write(damage)
+    with pytest.raises(StoreCorruptError, match=rf"audit\.jsonl, line {number}: is no audit line"):
+        audit.read(store)
+
+
+def test_a_cut_audit_file_is_found_at_its_end(store: Store) -> None:
+    lines = store.audit_path.read_bytes().splitlines(keepends=True)
+    store.audit_path.write_bytes(b"".join(lines[:-2]))
+    assert audit.verify(store) == [f"line {len(lines) - 1}: lines {len(lines) - 1} to {len(lines)} are missing"]
+    store.audit_path.unlink()
+    assert audit.verify(store) != []
+
+
+def test_swapped_and_removed_audit_lines_are_found(store: Store) -> None:
+    lines = store.audit_path.read_bytes().splitlines(keepends=True)
+    store.audit_path.write_bytes(b"".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    assert any(what.startswith("line 2:") for what in audit.verify(store))
+    store.audit_path.write_bytes(b"".join([lines[0], *lines[2:]]))
+    assert any(what.startswith("line 2:") for what in audit.verify(store))
+
+
+def test_a_chain_forged_from_the_middle_ends_otherwise_than_the_ledger_knows(store: Store) -> None:
+    from dataclasses import asdict, replace
+
+    rows = audit.read(store)
+    forged, last = [], rows[0].prev
+    for row in rows:
+        facts = {**asdict(replace(row, actor="nobody", prev=last))}
+        del facts["hash"]
+        last = audit._digest(facts)
+        forged.append(audit._encode(replace(row, actor="nobody", prev=facts["prev"], hash=last)))
+    store.audit_path.write_bytes(b"".join(forged))
+    assert audit.verify(store) == [f"line {len(rows)}: is not the last line that the ledger knows"]
+
+
+def test_gc_keeps_what_is_in_use_and_gives_reasons(store: Store) -> None:
+    make_version(store, 4)
+    store.pin("v1", **WHO)
+    listed = gc.run(store, keep_materialized=1, dry_run=True, **WHO)
+    assert [item.path for item in listed if item.path.parent == store.models] == [store.model_path(2)]
+    assert all(item.reason for item in listed) and store.is_materialized(2)
+    assert gc.run(store, keep_materialized=1, **WHO) == listed
+    assert not store.is_materialized(2) and verify(store, deep=True) == []
+    assert gc.run(store, keep_materialized=1, **WHO) == []
+
+
+def test_gc_takes_ended_scratch_and_unused_patches_but_not_those_of_open_rounds(store: Store) -> None:
+    unused = patchfile.save(store, {"w": (np.array([2]), np.array([1], np.float32))}, {})
+    round_id = store.begin_round(store.find_batch("waiting").sha256, config={}, now=NOW).id
+    store.scratch(round_id).mkdir()
+    gc.run(store, keep_materialized=0, **WHO)
+    assert store.scratch(round_id).exists() and store.patch_path(unused).exists()
+    store.end_round(round_id, "failed", reason="x", now=NOW)
+    gc.run(store, keep_materialized=0, **WHO)
+    assert not store.scratch(round_id).exists() and not store.patch_path(unused).exists()
+    assert len(list(store.patches.iterdir())) == 1 and verify(store) == []
+
+
+def test_gc_refuses_a_negative_number(store: Store) -> None:
+    with pytest.raises(ValueError, match="-1"):
+        gc.run(store, keep_materialized=-1, **WHO)
+
+
+@given(
+    states=st.lists(st.sampled_from(["published", "rejected", "rolled_back", "awaiting_approval"]), max_size=8),
+    kept=st.sets(st.integers(0, 8)),
+    tagged=st.sets(st.integers(0, 8)),
+    pinned=st.sets(st.integers(0, 8)),
+    keep_materialized=st.integers(0, 9),
+)
+def test_the_plan_never_lets_go_what_is_named_or_among_the_newest(
+    states: list[Any], kept: set[int], tagged: set[int], pinned: set[int], keep_materialized: int
+) -> None:
+    rows = [VersionRow(0, None, "base", None, None, NOW)]
+    rows += [
+        VersionRow(number, number - 1, state, None, None, NOW, pinned=number in pinned)
+        for number, state in enumerate(states, 1)
+    ]
+    gone = gc.plan(rows, kept=kept, tagged=tagged, keep_materialized=keep_materialized)
+    published = [row.id for row in rows if row.state == "published"]
+    safe = kept | tagged | pinned | {0} | {row.id for row in rows if row.state == "awaiting_approval"}
+    assert gone.keys().isdisjoint(safe)
+    survivors = [number for number in published if number not in gone]
+    assert set(published[::-1][:keep_materialized]) <= set(survivors)
+    assert gone.keys() | safe | set(published[::-1][:keep_materialized]) >= {row.id for row in rows}
