@@ -73,6 +73,7 @@ class Targets:
 
     log_probs: torch.Tensor  # (positions, k)
     tokens: torch.Tensor  # (positions, k) int64
+    rest: torch.Tensor  # (positions,) log-probability of all other tokens together; -inf when there are none
 
 
 def capture_targets(logits: torch.Tensor, k: int) -> Targets:
@@ -84,7 +85,7 @@ def capture_targets(logits: torch.Tensor, k: int) -> Targets:
     """
     log_probs = F.log_softmax(_at_least_float32(logits), dim=-1)
     top = log_probs.topk(min(k, log_probs.shape[-1]), dim=-1)
-    return Targets(top.values, top.indices)
+    return Targets(top.values, top.indices, _rest(log_probs, top.indices))
 
 
 def kl_to_targets(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
@@ -93,18 +94,21 @@ def kl_to_targets(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
     With k smaller than the vocabulary the tail counts as one outcome, so this is a lower bound of the whole KL.
     """
     log_probs = F.log_softmax(_at_least_float32(logits), dim=-1)
-    ours = log_probs.gather(-1, targets.tokens)
-    inside = (targets.log_probs.exp() * (targets.log_probs - ours)).sum(dim=-1)
+    inside = _divergence(targets.log_probs, log_probs.gather(-1, targets.tokens)).sum(dim=-1)
     if targets.tokens.shape[-1] == log_probs.shape[-1]:
         return inside.mean()
-    rest_teacher, rest_ours = _rest(targets.log_probs), _rest(ours)
-    return (inside + rest_teacher * (rest_teacher.log() - rest_ours.log())).mean()
+    return (inside + _divergence(targets.rest, _rest(log_probs, targets.tokens))).mean()
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _rest(log_probs: torch.Tensor) -> torch.Tensor:
-    """Probability of everything outside the kept tokens, kept away from 0."""
-    return (1 - log_probs.exp().sum(dim=-1)).clamp_min(1e-6)
+def _divergence(teacher: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
+    """p log(p/q) of each outcome, from log-probabilities."""
+    return teacher.exp() * (teacher - ours)
+
+
+def _rest(log_probs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """(positions,) log of the probability outside ``tokens``: summed, since one minus a sum near 1 keeps no digits."""
+    return log_probs.scatter(-1, tokens, -torch.inf).logsumexp(dim=-1)

@@ -156,6 +156,7 @@ class HoldTerm:
         targets = objectives.Targets(
             torch.cat([self.targets[i].log_probs for i in picked]).to(device).float(),
             torch.cat([self.targets[i].tokens for i in picked]).to(device).long(),
+            torch.cat([self.targets[i].rest for i in picked]).to(device).float(),
         )
         return objectives.kl_to_targets(logits, targets) * self.units(picked)
 
@@ -183,9 +184,6 @@ def hold(runner: Runner, rows: Sequence[Encoded], *, weight: float, name: str, n
         logits, _ = runner.forward(picked)
         together = objectives.capture_targets(logits, num_kept_tokens)
         sizes = [row.num_response_tokens for row in picked]
-        log_probs, tokens = (
-            torch.split(together.log_probs.cpu(), sizes),
-            torch.split(together.tokens.int().cpu(), sizes),
-        )
-        targets.extend(map(objectives.Targets, log_probs, tokens))
+        parts = (together.log_probs.cpu(), together.tokens.int().cpu(), together.rest.cpu())
+        targets.extend(map(objectives.Targets, *(torch.split(part, sizes) for part in parts)))
     return HoldTerm(rows, targets, weight, name)

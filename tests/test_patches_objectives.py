@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from patches.chat import IGNORED
@@ -78,7 +78,7 @@ def naive_bucketed_kl(teacher: list[list[float]], ours: list[list[float]], k: in
         kept = sorted(range(len(p)), key=lambda token: -p[token])[:k]
         total += sum(p[token] * math.log(p[token] / q[token]) for token in kept)
         if k < len(p):
-            rest = [max(1e-6, 1 - sum(share[token] for token in kept)) for share in (p, q)]
+            rest = [sum(share[token] for token in range(len(p)) if token not in kept) for share in (p, q)]
             total += rest[0] * math.log(rest[0] / rest[1])
     return total / len(teacher)
 
@@ -160,7 +160,8 @@ def test_kl_with_the_whole_vocabulary_kept_is_the_full_kl(teacher_seed: int, see
     assert float(found) == pytest.approx(float(naive_kl(teacher, ours, labels)), rel=1e-4, abs=1e-6)
 
 
-@given(st.integers(0, 10_000), st.integers(0, 10_000), st.floats(0.1, 6))
+@given(st.integers(0, 10_000), st.integers(0, 10_000), st.floats(0.1, 12))
+@example(0, 889, 5.0)  # one minus the kept tokens' probability, instead of the others' sum, fails here
 def test_kl_with_fewer_tokens_kept_is_a_lower_bound_that_grows_with_them(
     teacher_seed: int, seed: int, scale: float
 ) -> None:
@@ -170,7 +171,7 @@ def test_kl_with_fewer_tokens_kept_is_a_lower_bound_that_grows_with_them(
         float(kl_to_targets(response_logits(ours, labels), capture_targets(response_logits(teacher, labels), k)))
         for k in range(1, VOCABULARY)
     ]
-    slack = 1e-4 + 1e-4 * whole
+    slack = 1e-5 + 1e-5 * whole
     assert all(-slack <= lower <= upper + slack for lower, upper in zip(values, [*values[1:], whole], strict=True))
 
 

@@ -160,7 +160,7 @@ def test_a_hold_term_uses_the_targets_of_the_picked_rows(model: PreTrainedModel,
     with torch.no_grad():
         logits, padded = runner_of(model).forward([rows[i] for i in picked])
         assert float(term.loss_sum(logits, padded, picked)) == pytest.approx(0, abs=1e-3)
-        turned = [objectives.Targets(t.log_probs.flip(-1), t.tokens) for t in term.targets]
+        turned = [objectives.Targets(t.log_probs.flip(-1), t.tokens, t.rest) for t in term.targets]
         wrong = HoldTerm(rows, turned, 1.0, "wrong")
         assert abs(float(wrong.loss_sum(logits, padded, picked))) > 0.1
 
