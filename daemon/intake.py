@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from daemon.probes import ProbeFiles, load
 from daemon.progress import Outcome, Reporter
 from daemon.rows import BatchError, Row
 from patches.judge import RuleJudge
-from policies.intake import IntakeConfig, Screened, Split, screen, split_rows
+from policies.intake import IntakeConfig, Screened, Split, keep_first_sides, screen, split_rows
 from state.layout import Layout
 
 SPLIT_SEED = "alignd batch split 1"
@@ -28,6 +28,11 @@ ANSWER_ROOM = 16
 """Tokens of [derive] max_length that a prompt must leave to its answer and the chat template."""
 _ONE_GROUP = (
     "nearly all of its {num} rows share one prompt or one response, so none can be held out to judge by; "
+    "drop it again together with rows of other prompts and responses"
+)
+
+_ALL_HELD_OUT = (
+    "none of its {num} rows can be learnt from: earlier batches hold the same prompts or responses out to judge by; "
     "drop it again together with rows of other prompts and responses"
 )
 
@@ -104,8 +109,25 @@ def take_in(store: Layout, config: Config, sha256: str, probes: ProbeFiles, *, i
     split = split_rows(screened.kept, SPLIT_SEED)
     if not split.gate and not is_learnt:
         raise UnusableBatchError((_ONE_GROUP.format(num=len(screened.kept)),), stats)
-    counts = {"num_train": len(split.train), "num_dev": len(split.dev), "num_gate": len(split.gate)}
-    return TakenIn(screened.kept, split, stats | counts)
+    return TakenIn(screened.kept, split, stats | split.counts())
+
+
+def apart(batches: Mapping[str, TakenIn]) -> dict[str, TakenIn]:
+    """Batches, oldest first, without the rows that an earlier batch of them has on another side of its split."""
+    splits = keep_first_sides([(taken.rows, taken.split) for taken in batches.values()])
+    return {sha256: replace(taken, split=split) for (sha256, taken), split in zip(batches.items(), splits, strict=True)}
+
+
+def join(earlier: Mapping[str, TakenIn], sha256: str, taken: TakenIn) -> dict[str, TakenIn]:
+    """The batches of a round, its own last.
+
+    Raises:
+        UnusableBatchError: all its training rows are held out to judge earlier batches by.
+    """
+    batches = apart({**earlier, sha256: taken})
+    if not batches[sha256].split.train:
+        raise UnusableBatchError((_ALL_HELD_OUT.format(num=len(taken.rows)),), taken.stats)
+    return batches
 
 
 def sequence_limit(model: Path, config: Config) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from daemon.config import Config
-from daemon.intake import TakenIn, UnusableBatchError, take_in
+from daemon.intake import TakenIn, UnusableBatchError, apart, take_in
 from daemon.probes import ProbeFiles
 from patches.errors import PatchError
 from patches.merge import OVER_SAFETY, SAFETY, Claims
@@ -53,6 +53,8 @@ def lineage_of(store: Store, version_id: int) -> Lineage:
 def earlier_batches(store: StoreCore, config: Config, lineage: Lineage, files: ProbeFiles) -> dict[str, TakenIn]:
     """The rows of every batch that the version is made of, split as in their own rounds while probes and settings last.
 
+    Oldest first, and each without the rows that an older one has on another side.
+
     Raises:
         PatchError: a stored batch can no longer be read.
     """
@@ -64,7 +66,7 @@ def earlier_batches(store: StoreCore, config: Config, lineage: Lineage, files: P
             raise PatchError(
                 f"batch {sha256[:12]}, which the current version was made with, cannot be read any more: {err}"
             ) from err
-    return taken
+    return apart(taken)
 
 
 def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Claims:

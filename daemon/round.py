@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from daemon import probes
 from daemon.candidate import Candidate, keep_patch, merge_edits, sparse_entries, write_candidate
 from daemon.config import Config, GatesSection, to_dict
-from daemon.intake import TakenIn, UnusableBatchError, take_in
+from daemon.intake import TakenIn, UnusableBatchError, join, take_in
 from daemon.lineage import Lineage, claims, earlier_batches, lineage_of, remerge_edits
 from daemon.measuring import counts, gate_results, gate_sets, measure_sets, metrics
 from daemon.patching import Patching
@@ -68,15 +68,15 @@ def run(store: Store, config: Config, row: RoundRow, reporter: Reporter) -> Outc
 def _batch(round_: Round) -> Outcome:
     store, config, row = round_.store, round_.config, round_.row
     assert row.batch is not None
-    try:
-        taken = take_in(store, config, row.batch, round_.files)
-    except UnusableBatchError as err:
-        return Outcome("quarantined", err.reasons, err.stats)
     lineage = lineage_of(store, row.parent)
     earlier = earlier_batches(store, config, lineage, round_.files)
-    round_.done("parse", lambda: taken.stats)
+    try:
+        batches = join(earlier, row.batch, take_in(store, config, row.batch, round_.files))
+    except UnusableBatchError as err:
+        return Outcome("quarantined", err.reasons, err.stats)
+    taken = batches[row.batch]
+    round_.done("parse", lambda: taken.stats | taken.split.counts())
 
-    batches = {**earlier, row.batch: taken}
     bench = _open_bench(round_, batches)
     work = Patching(bench, store.scratch(row.id), taken=taken, earlier=earlier, seed=_seed(row, config))
     round_.done("teach", lambda: work.teach(round_.progress("teach")))

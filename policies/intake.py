@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from policies.decision import Decision
@@ -92,11 +92,15 @@ class Screened(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Ascending row indices: learnt from, searched on, and judged on. Together every row, each once."""
+    """Ascending row indices: learnt from, searched on, and judged on. Each row once at most."""
 
     train: tuple[int, ...]
     dev: tuple[int, ...]
     gate: tuple[int, ...]
+
+    def counts(self) -> dict[str, int]:
+        """Rows on each side, for the ledger."""
+        return {"num_train": len(self.train), "num_dev": len(self.dev), "num_gate": len(self.gate)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +252,26 @@ def split_rows(rows: Sequence[BatchRow], seed_text: str) -> Split:
     room = max(0, len(rows) * 3 // 4 - num_gate)  # a quarter at least is left to learn from
     dev, train = _take(rest, target=dev_size, most=min(100, dev_size * 3 // 2, room))
     return Split(_indices(train), _indices(dev), _indices(gate))
+
+
+def keep_first_sides(batches: Sequence[tuple[Sequence[BatchRow], Split]]) -> list[Split]:
+    """The splits of batches that came after one another, without rows whose text stood on another side before.
+
+    A batch that repeats or contains an earlier one would else learn what the earlier one's gate judges, or judge on
+    what was learnt. The first batch keeps all its rows; of two rows that share a prompt or a response (normalised) and
+    whose batches put them on different sides, the later one is left out.
+    """
+    first: dict[tuple[str, str], str] = {}
+    found = []
+    for rows, split in batches:
+        kept = {
+            side: tuple(i for i in indices if all(first.get(tie, side) == side for tie in _ties(rows[i])))
+            for side, indices in asdict(split).items()
+        }
+        for side, indices in kept.items():
+            first.update((tie, side) for i in indices for tie in _ties(rows[i]))
+        found.append(Split(**kept))
+    return found
 
 
 @dataclass(slots=True)

@@ -11,9 +11,11 @@ import pytest
 
 from daemon import intake
 from daemon.config import Config
-from daemon.intake import ANSWER_ROOM, TakenIn, UnusableBatchError, sequence_limit, take_in
+from daemon.intake import ANSWER_ROOM, SPLIT_SEED, TakenIn, UnusableBatchError, join, sequence_limit, take_in
 from daemon.probes import ProbeFiles, load
 from daemon.progress import ProgressEvent, Reporter, decode_event
+from daemon.rows import Message, Row
+from policies.intake import Split, split_rows
 from tests.round_world import NOW, Home, config_of, opened, pairs, write_pairs
 
 SECRET = "quibblefrotz"
@@ -205,3 +207,14 @@ def test_where_a_text_may_become_longer_there_is_no_bound(
 
 def test_no_files_mean_no_probe_prompts() -> None:
     assert ProbeFiles((), (), (), (), {}).prompts() == frozenset()
+
+
+def test_a_batch_of_nothing_but_held_out_rows_of_an_earlier_one_is_refused() -> None:
+    rows = [Row((Message("user", f"zorb {number}"),), f"vek {number}", "", "batch", number) for number in range(60)]
+    earlier = {"one": TakenIn(rows, split_rows(rows, SPLIT_SEED), {})}
+    held_out = earlier["one"].gate()
+    later = TakenIn(held_out, Split(tuple(range(len(held_out))), (), ()), {"num_rows": len(held_out)})
+    with pytest.raises(UnusableBatchError, match=r"none of its 20 rows can be learnt from.*drop it again") as refused:
+        join(earlier, "two", later)
+    assert refused.value.stats == {"num_rows": 20}
+    assert list(join(earlier, "two", earlier["one"])) == ["one", "two"]

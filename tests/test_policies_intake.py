@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.intake import IntakeConfig, Screened, Split, normalised, screen, split_rows
+from policies.intake import IntakeConfig, Screened, Split, keep_first_sides, normalised, screen, split_rows
 
 
 @dataclass(frozen=True)
@@ -233,3 +233,44 @@ def test_added_rows_move_only_few_of_the_old_ones() -> None:
     before, after = (split_rows(distinct(num_rows), "seed") for num_rows in (400, 440))
     stayed = sum(len(set(old) & set(new)) for old, new in zip(sides(before), sides(after), strict=True))
     assert stayed >= 380
+
+
+def prompts_of(rows: list[Pair], indices: tuple[int, ...]) -> set[str]:
+    return {normalised(rows[i].messages[0].content) for i in indices}
+
+
+def responses_of(rows: list[Pair], indices: tuple[int, ...]) -> set[str]:
+    return {normalised(rows[i].response) for i in indices}
+
+
+@given(st.lists(all_pairs, min_size=1, max_size=4))
+def test_batches_after_one_another_keep_every_text_on_its_first_side(batches: list[list[Pair]]) -> None:
+    splits = [split_rows(rows, "seed") for rows in batches]
+    kept = keep_first_sides(list(zip(batches, splits, strict=True)))
+    assert kept[0] == splits[0]
+    assert keep_first_sides(list(zip(batches, kept, strict=True))) == kept
+    for before, after in zip(splits, kept, strict=True):
+        assert all(set(left) <= set(all_of) for left, all_of in zip(sides(after), sides(before), strict=True))
+    for texts_of in (prompts_of, responses_of):
+        found = [
+            {text for rows, split in zip(batches, kept, strict=True) for text in texts_of(rows, sides(split)[number])}
+            for number in range(3)
+        ]
+        assert sum(map(len, found)) == len(set().union(*found))
+
+
+def test_a_batch_that_contains_an_earlier_one_learns_nothing_that_judges() -> None:
+    small, large = distinct(500), distinct(20_000)
+    first, second = keep_first_sides([(rows, split_rows(rows, "seed")) for rows in (small, large)])
+    judged = {small[i].response for i in first.gate}
+    assert not judged & {large[i].response for i in second.train}
+    assert len(judged) == 100
+    assert all(second.counts().values())
+
+
+def test_a_row_that_no_side_claimed_before_stays_although_its_batch_repeats_others() -> None:
+    rows = distinct(60)
+    first, second = keep_first_sides(
+        [(rows[:40], split_rows(rows[:40], "seed")), (rows, Split(tuple(range(60)), (), ()))]
+    )
+    assert second.train == tuple(sorted({*first.train, *range(40, 60)}))

@@ -15,7 +15,7 @@ from benchmarks.method.axes import Axes, measure_axes
 from benchmarks.method.ground import Ground
 from benchmarks.method.play import Task, play_round
 from daemon.config import Config
-from daemon.intake import TakenIn, UnusableBatchError
+from daemon.intake import TakenIn, UnusableBatchError, join
 from patches.merge import OVER_SAFETY, SAFETY, SparsePatch, merged
 from patches.model import decoder_linears, load_model, load_tokenizer
 
@@ -106,7 +106,8 @@ def _play(
     ground: Ground, config: Config, line: Line, drop: Drop, *, seed: int, folder: Path, before: Axes
 ) -> dict[str, Any]:
     try:
-        batch = ground.batch([drop.category], drop.num_rows, seed=seed, num_benign=drop.num_benign)
+        drawn = ground.batch([drop.category], drop.num_rows, seed=seed, num_benign=drop.num_benign)
+        batch = join(line.batches, drop.name, drawn)[drop.name]
     except UnusableBatchError as err:
         entry = _entry(drop.name, drop.category, before, published=False, dropped=line.dropped)
         return entry | {"reasons": list(err.reasons)}
@@ -117,7 +118,7 @@ def _play(
     published = played.decision.accepted
     if published:
         line.current = candidate
-        line.batches[f"{drop.name}"] = batch
+        line.batches[drop.name] = batch
         line.dropped = sorted({*line.dropped, drop.category})
         line.patches.append((drop.category, played.patch))
         _claim(line.claims, played.patch, candidate)
