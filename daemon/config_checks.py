@@ -12,7 +12,7 @@ from state.layout import Layout
 if TYPE_CHECKING:
     from daemon.config import Config, GateSection, ObjectiveSection, SearchSection
 
-_GATES: Final = ("harm", "standing_harm", "over_safety", "utility", "degenerate", "drift")
+_GATES: Final = ("harm", "new_harm", "standing_harm", "over_safety", "right", "utility", "degenerate", "drift")
 _UNREAD_OF_DRIFT: Final = ("min", "max_regression", "max_drift")
 _SEARCH_LISTS: Final = ("retention_rates", "top_fractions", "alphas", "betas")
 
@@ -120,7 +120,6 @@ def _objectives(config: Config) -> Iterator[str]:
             f"derive.over_safety.objective is {over.objective!r}, which forgets the batch, so that nothing is loosened; "
             "allowed: descent"
         )
-    yield from _unread("derive.safety", safety, "skip_below", "only [derive.over_safety] has a use for it")
     yield from _unread("derive.over_safety", over, "refusal_weight", "only [derive.safety] has a use for it")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from patches.chat import Encoded
 from patches.derive import Derivation, DeriveReport, Recipe, derive
 from patches.errors import NothingTrainedError
 from patches.evaluate import Probe, count_answer
+from patches.generate import Generation
 from patches.judge import Content
 from patches.mask import Masks, top_masks_overall
 from patches.merge import shifted
@@ -26,7 +27,7 @@ from patches.snip import scores
 from patches.terms import AnswerTerm, BatchTerm, HoldTerm, Term, hold, row_nll
 from policies.decision import Decision
 from policies.gates import Share
-from policies.loosening import needs_loosening
+from policies.loosening import needs_forgetting, needs_loosening
 
 Progress = Callable[[float, float], None]
 
@@ -133,8 +134,8 @@ class ForgettingTerms:
     batch: BatchTerm
     """The rows to forget; none when the model gives none of their content away any more."""
     others: Sequence[Term]
-    num_rows: int
-    """Rows of the batch, of replay and of standing probes, forgotten or not."""
+    need: Decision
+    """Whether there is enough to forget, and how much."""
 
 
 def forgetting_terms(
@@ -145,14 +146,19 @@ def forgetting_terms(
     `independent` starts it from the current model. `sequential` starts it from the loosened one, whose own answers to
     lookalikes are held, so that it learns to refuse the harm and nothing else.
     """
-    pairs = [*material.batch, *material.replay, *material.standing]
+    sources = {"the batch": material.batch, "earlier batches": material.replay, "standing probes": material.standing}
+    pairs = [pair for part in sources.values() for pair in part]
     held: list[Term] = [teachers.retain, teachers.harmful_refusals]
     if bench.config.derive.order == "independent":
-        return _forget(bench, pairs, held, refusals=material.refusals, seed=seed, num_rows=len(pairs))
+        need = Decision(True, ("as published, all rows are forgotten",))
+        return _forget(bench, pairs, held, refusals=material.refusals, seed=seed, need=need)
     with shifted(bench.model, over_safety):
-        open_pairs, settled = _settled(bench, pairs)
-        held += [settled, *_lookalike_terms(bench, material.lookalikes)]
-        return _forget(bench, open_pairs, held, refusals=material.refusals, seed=seed, num_rows=len(pairs))
+        answers = bench.generator().answer([messages for messages, _ in pairs])
+        is_open = _gives_content(bench, pairs, answers)
+        need = needs_forgetting(_open_shares(sources, is_open), bench.config.derive.safety.skip_below)
+        held += [_settled(bench, pairs, answers), *_lookalike_terms(bench, material.lookalikes)]
+        open_pairs = [pair for pair, found in zip(pairs, is_open, strict=True) if found]
+        return _forget(bench, open_pairs, held, refusals=material.refusals, seed=seed, need=need)
 
 
 def forgetting_pace(settings: ObjectiveSection, num_rows: int) -> tuple[int, float]:
@@ -176,8 +182,8 @@ def derive_safety(
     entries: Masks | None = None,
 ) -> Derivation:
     """The patch of the model trained to forget the batch, from where its terms were recorded."""
-    if not terms.batch.rows:
-        return _nothing(bench, f"none of {terms.num_rows} rows is answered with the harmful content any more")
+    if not terms.need.accepted:
+        return _nothing(bench, terms.need.reasons[0])
     settings = bench.config.derive.safety
     steps, pace = forgetting_pace(settings, len(terms.batch.rows))
     settings = replace(settings, max_steps=steps)
@@ -202,30 +208,36 @@ def _forget(
     *,
     refusals: Sequence[Pair],
     seed: int,
-    num_rows: int,
+    need: Decision,
 ) -> ForgettingTerms:
     settings = bench.config.derive.safety
     preferred = AnswerTerm(_preferred(bench, pairs, refusals, seed), settings.refusal_weight)
     rows = _trainable(bench, pairs) if pairs else []
     batch = BatchTerm(rows, settings.objective, row_nll(bench.runner(), rows), settings.npo_beta)
-    return ForgettingTerms(batch, [preferred, *held], num_rows)
+    return ForgettingTerms(batch, [preferred, *held], need)
 
 
-def _settled(bench: Workbench, pairs: Sequence[Pair]) -> tuple[list[Pair], HoldTerm]:
-    """The rows that the model now still answers with the harmful content, and a term that holds its refusals of others.
+def _gives_content(bench: Workbench, pairs: Sequence[Pair], answers: Sequence[Generation]) -> list[bool]:
+    """Which rows are answered with their harmful content.
 
-    Pushing on what gives no harm teaches nothing but to refuse more, lookalikes first. A row that is answered without
-    the content, or with nonsense, is neither forgotten nor held.
+    Only these are forgotten: pushing on what gives no harm teaches nothing but to refuse more, lookalikes first.
     """
-    asked = [ProbeRow(messages, None, "", "") for messages, _ in pairs]
-    answers = bench.generator().answer([row.messages for row in asked])
     content = Content(response for _, response in pairs)
     judged = zip(pairs, answers, strict=True)
-    still_open = [
-        pair for pair, answer in judged if count_answer(Probe(*pair, ""), answer, bench.judge, content).num_content > 0
-    ]
+    return [count_answer(Probe(*pair, ""), answer, bench.judge, content).num_content > 0 for pair, answer in judged]
+
+
+def _open_shares(sources: Mapping[str, Sequence[Pair]], is_open: Sequence[bool]) -> dict[str, Share]:
+    """How many rows of each source are open; ``is_open`` has all their rows, in order."""
+    left = iter(is_open)
+    return {name: Share(sum(next(left) for _ in part), len(part)) for name, part in sources.items()}
+
+
+def _settled(bench: Workbench, pairs: Sequence[Pair], answers: Sequence[Generation]) -> HoldTerm:
+    """Holds the refusals among the answers. A row answered with nonsense is neither forgotten nor held."""
+    asked = [ProbeRow(messages, None, "", "") for messages, _ in pairs]
     refused = refusals_among(asked, answers, bench.judge)
-    return still_open, hold(bench.runner(), bench.encode(refused), weight=1.0, name="settled")
+    return hold(bench.runner(), bench.encode(refused), weight=1.0, name="settled")
 
 
 def _nothing(bench: Workbench, reason: str) -> Derivation:

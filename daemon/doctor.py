@@ -21,6 +21,7 @@ from state.errors import StoreError
 from state.tensors import ModelFolder
 
 if TYPE_CHECKING:
+    from daemon.probes import ProbeFiles
     from state.store import Store
 
 Status = Literal["ok", "warn", "bad"]
@@ -209,13 +210,19 @@ def _probes(home: Path, config: Config) -> Iterator[Check]:
     if not files.harm:
         advice = f"put harmful prompts of all categories there, with references: {home / config.probes.harm}"
         yield Check("harm probes", "warn", "none: categories that no batch names are not measured", advice)
-    if files.retain:
-        yield Check("retain rows", "ok", f"{len(files.retain)} in {home / config.derive.retain.path}")
-    else:
-        advice = f'put benign {{"prompt", "response"}} lines into {home / config.derive.retain.path}'
-        yield Check(
-            "retain rows", "warn", "none: the development part of the utility probes stands in for them", advice
-        )
+    yield _retained(files, home / config.derive.retain.path)
+
+
+def _retained(files: ProbeFiles, path: Path) -> Check:
+    if not files.retain:
+        advice = f'put benign {{"prompt", "response"}} lines into {path}'
+        missing = "none: the development part of the utility probes stands in for them"
+        return Check("retain rows", "warn", missing, advice)
+    judged = sum(row.key in files.gate_keys() for row in files.retain)
+    if judged:
+        detail = f"{judged} of {len(files.retain)} in {path} are left out: they judge in the gate part of a probe file"
+        return Check("retain rows", "warn", detail, "retain answers to other prompts than the probes")
+    return Check("retain rows", "ok", f"{len(files.retain)} in {path}")
 
 
 def _torch(config: Config) -> Check:

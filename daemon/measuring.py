@@ -7,14 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from daemon.config import Config, GateSection, GatesSection
-from daemon.probes import ProbeFiles, ProbeRow, development_part, gate_part, plain, thin
+from daemon.probes import ProbeFiles, ProbeRow, answered, development_part, gate_part, plain, thin
 from daemon.rows import Row
 from daemon.workbench import Workbench
-from patches.evaluate import Axis, Measurement, Probe, ProbeSet, Tally, measure
+from patches.evaluate import NOTHING, Axis, Measurement, Probe, ProbeSet, Tally, measure
 from policies.gates import Bounds, GateResult, Share, judge_share, judge_value
 from policies.search import Axes
 
 BATCHES, STANDING, OVER_SAFETY, UTILITY = "batches", "standing", "over_safety", "utility"
+NEW_BATCH = "new_batch"
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,16 @@ def axes(measured: Measurement, touched_fraction: float) -> Axes:
     )
 
 
-def counts(measured: Measurement) -> dict[str, dict[str, int]]:
-    """The counts of every probe set as a whole, as plain values: what the gates' intervals come from."""
-    return {name: asdict(tallies[""]) for name, tallies in measured.tallies.items()}
+def counts(measured: Measurement, new_batch: str | None = None) -> dict[str, dict[str, int]]:
+    """The counts of every probe set as a whole, as plain values: what the gates' intervals come from.
+
+    Args:
+        new_batch: the batch of the round, which is also counted by itself; None when there is none, as in a revert.
+    """
+    found = {name: asdict(tallies[""]) for name, tallies in measured.tallies.items()}
+    if new_batch is not None:
+        found[NEW_BATCH] = asdict(measured.tallies[BATCHES].get(_group(new_batch), NOTHING))
+    return found
 
 
 def gate_results(
@@ -127,7 +135,7 @@ def gate_results(
             name,
             Share(hits, tally.num_prompts),
             _bounds(bounds),
-            direction="high" if metric == "utility" else "low",
+            direction="high" if metric in ("utility", "over_safety_right_rate") else "low",
             current=numbers["current"][metric],
             base=numbers["base"][metric],
         )
@@ -137,10 +145,15 @@ def gate_results(
     results = [
         gate("harm", harm.num_content, harm, gates.harm, "harm_rate"),
         gate("over_safety", over.num_refusals, over, gates.over_safety, "over_refusal_rate"),
+        gate("right", over.num_right, over, gates.right, "over_safety_right_rate"),
         gate("utility", utility.num_right, utility, gates.utility, "utility"),
         gate("degenerate", *_degenerate(tallies.values()), gates.degenerate, "degenerate_rate"),
         _drift_result(numbers, gates.drift, utility.num_prompts),
     ]
+    if NEW_BATCH in tallies:
+        new = tallies[NEW_BATCH]
+        share = Share(new.num_content, new.num_prompts)
+        results.insert(0, judge_share("new_harm", share, _bounds(gates.new_harm), direction="low"))
     if standing.num_prompts:
         results.append(gate("standing_harm", standing.num_content, standing, gates.standing_harm, "standing_harm_rate"))
     return tuple(results)
@@ -155,15 +168,20 @@ def _drift_result(numbers: Mapping[str, Mapping[str, Any]], bounds: GateSection,
 def _sets(batches: Mapping[str, Sequence[Row]], parts: Sequence[Sequence[ProbeRow]], most: int) -> ProbeSets:
     each = max(20, most // max(1, len(batches)))
     rows = [
-        Probe(plain(row), row.response, sha256[:12]) for sha256, batch in batches.items() for row in thin(batch, each)
+        Probe(plain(row), row.response, _group(name)) for name, batch in batches.items() for row in thin(batch, each)
     ]
     harm, over_safety, utility = parts
     return ProbeSets(
         ProbeSet(BATCHES, "harm", tuple(rows)),
         _file_set(STANDING, "harm", harm),
         _file_set(OVER_SAFETY, "over_safety", over_safety),
-        _file_set(UTILITY, "utility", utility),
+        _file_set(UTILITY, "utility", answered(utility)),
     )
+
+
+def _group(batch: str) -> str:
+    """The name that a batch's rows are counted under."""
+    return batch[:12]
 
 
 def _file_set(name: str, axis: Axis, rows: Sequence[ProbeRow]) -> ProbeSet:

@@ -73,7 +73,7 @@ class Patching:
             batch=batch,
             replay=replay,
             standing=references(thin(standing, settings.retain.standing_rows)),
-            retain=retain_pairs(self.bench.files.retain, self.bench.files.utility),
+            retain=retain_pairs(self.bench.files),
             lookalikes=development_part(self.bench.files.over_safety),
             refusals=refusals.everything,
             harmful_refusals=refusals.harmful,

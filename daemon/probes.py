@@ -55,6 +55,10 @@ class ProbeFiles:
         rows = (*self.harm, *self.over_safety, *self.utility, *self.retain)
         return [row.response for row in rows if row.response]
 
+    def gate_keys(self) -> frozenset[str]:
+        """The prompts that only judge, normalised."""
+        return frozenset(row.key for row in (*self.harm, *self.over_safety, *self.utility) if row.is_gate)
+
     def prompts(self) -> frozenset[str]:
         """What every probe asks last, normalised; a batch must not ask it."""
         return frozenset(_question(row.messages) for row in (*self.harm, *self.over_safety, *self.utility))
@@ -105,13 +109,18 @@ def thin(rows: Sequence[T], most: int) -> tuple[T, ...]:
     return tuple(rows[i * len(rows) // most] for i in range(most))
 
 
+def answered(rows: Sequence[ProbeRow]) -> tuple[ProbeRow, ...]:
+    """Rows with a response; of ordinary questions only these tell right from wrong."""
+    return tuple(row for row in rows if row.response)
+
+
 def missing_required(files: ProbeFiles, config: Config) -> tuple[str, ...]:
     """What keeps every round of this home from passing its gates, as sentences; empty when all is there."""
     needs: list[tuple[str, Sequence[ProbeRow], str, int]] = [
         (name, rows, path, gate.min_samples)
         for name, rows, path, gate in (
             ("over_safety", files.over_safety, config.probes.over_safety, config.gates.over_safety),
-            ("utility", files.utility, config.probes.utility, config.gates.utility),
+            ("utility", answered(files.utility), config.probes.utility, config.gates.utility),
         )
         if gate.klass == "required"
     ]

@@ -170,7 +170,7 @@ def _evaluate(round_: Round, bench: Workbench, batches: Mapping[str, TakenIn], f
         "candidate": metrics(candidate),
         "current": metrics(current),
         "base": metrics(base),
-        "counts": counts(candidate),
+        "counts": counts(candidate, round_.row.batch),
     }
 
 
@@ -187,7 +187,8 @@ def _gates(round_: Round, has_batches: bool) -> GatesSection:
     if round_.row.kind != "revert":
         return gates
     harm = gates.harm if has_batches else replace(gates.harm, klass="wanted")
-    return replace(gates, harm=harm, over_safety=replace(gates.over_safety, klass="wanted"))
+    lenient = {name: replace(getattr(gates, name), klass="wanted") for name in ("over_safety", "right")}
+    return replace(gates, harm=harm, **lenient)
 
 
 def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:

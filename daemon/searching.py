@@ -10,6 +10,7 @@ from typing import Any
 from daemon.config import Config
 from daemon.measuring import ProbeSets, axes, measure_sets
 from daemon.workbench import Workbench
+from patches.backends import TaskVector
 from patches.merge import Patches, Setting, merged, merged_patch, touched_fraction
 from patches.model import count_entries, decoder_linears
 from policies.search import Point, Space, Trial, Weights, choose, next_point, score
@@ -20,7 +21,7 @@ def search_merge(
 ) -> dict[str, Any]:
     """What was tried, which setting won ("winner"), and why."""
     settings = bench.config.merge.search
-    weights, space = weights_of(bench.config), _space(bench.config)
+    weights, space = weights_of(bench.config), _space(bench.config, patches)
     deadline = time.monotonic() + settings.max_s
     tried: dict[Point, Trial] = {}
     point = next_point(space, {})
@@ -49,16 +50,26 @@ def _setting(point: Point) -> Setting:
     return Setting(**asdict(point))
 
 
-def _space(config: Config) -> Space:
+def _space(config: Config, patches: Patches) -> Space:
+    """What there is to try; of a patch that is zero every coefficient gives the same merge, so it has one only."""
     search = config.merge.search
     joint = config.merge.mask == "joint"
+    has_safety, has_over = _is_something(patches.safety), _is_something(patches.over_safety)
     return Space(
-        retention_rate=search.retention_rates,
-        safety_fraction=search.top_fractions,
-        over_safety_fraction=search.top_fractions[:1] if joint else search.top_fractions,
-        alpha=search.alphas,
-        beta=search.betas,
+        retention_rate=_first(search.retention_rates, has_safety or has_over),
+        safety_fraction=_first(search.top_fractions, has_safety or (joint and has_over)),
+        over_safety_fraction=_first(search.top_fractions, has_over and not joint),
+        alpha=_first(search.alphas, has_safety),
+        beta=_first(search.betas, has_over),
     )
+
+
+def _first(values: tuple[float, ...], has_more: bool) -> tuple[float, ...]:
+    return values if has_more else values[:1]
+
+
+def _is_something(patch: TaskVector) -> bool:
+    return any(bool(delta.any()) for delta in patch.values())
 
 
 def weights_of(config: Config) -> Weights:

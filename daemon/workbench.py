@@ -113,9 +113,10 @@ def batch_pairs(rows: Sequence[Row]) -> list[Pair]:
     return [(plain(row), row.response) for row in rows]
 
 
-def retain_pairs(retain: Sequence[ProbeRow], utility: Sequence[ProbeRow], most: int = 1000) -> list[Pair]:
-    """What must not drift: the retain file, or without one the utility probes' development part."""
-    rows = retain or development_part(utility)
+def retain_pairs(files: ProbeFiles, most: int = 1000) -> list[Pair]:
+    """What must not drift: the retain file without what only judges, or else the utility probes' development part."""
+    judged = files.gate_keys()
+    rows = [row for row in files.retain if row.key not in judged] or development_part(files.utility)
     return [(row.messages, row.response) for row in thin(rows, most) if row.response]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -96,6 +97,11 @@ def rate_factor(step: int, max_steps: int) -> float:
     return min(1.0, rise, max(fall, 0.02))
 
 
+def term_seed(seed: int, name: str) -> int:
+    """The seed of one term's shuffles; of two trainings with seeds close by no two terms share one."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:8], "big") >> 1
+
+
 class RowSampler:
     """Rows in epochs, each a new shuffle from one seed."""
 
@@ -144,7 +150,7 @@ def _train(
     runner: Runner, training: Training, terms: Sequence[Term], *, recipe: Recipe, progress: Progress
 ) -> DeriveReport:
     terms = [term for term in terms if term.rows and term.weight > 0]
-    samplers = [RowSampler(len(term.rows), recipe.seed + number) for number, term in enumerate(terms)]
+    samplers = [RowSampler(len(term.rows), term_seed(recipe.seed, term.name)) for term in terms]
     optimizer = torch.optim.AdamW(training.parameters, lr=recipe.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, recipe.max_steps))
     rule = StopRule(recipe.objective, recipe.stop_loss)

@@ -55,6 +55,9 @@ class Tally:
     """Answers that carry nearly all of it."""
 
 
+NOTHING = Tally(0, 0, 0, 0, 0, 0)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """Tallies of every probe set, each whole ("") and by group."""
@@ -122,9 +125,7 @@ def count_answer(probe: Probe, answer: Generation, judge: RuleJudge, content: Co
 
 
 def _sum(rows: Sequence[Tally]) -> Tally:
-    return (
-        Tally(*(sum(column) for column in zip(*map(_values, rows), strict=True))) if rows else Tally(0, 0, 0, 0, 0, 0)
-    )
+    return Tally(*(sum(column) for column in zip(*map(_values, rows), strict=True))) if rows else NOTHING
 
 
 def _values(row: Tally) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ the point estimate misses while the interval still reaches it: more samples coul
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -134,11 +134,6 @@ def decide(results: Sequence[GateResult]) -> Decision:
     reasons = [f"gate {r.name} {_said(r)}: {'; '.join(r.reasons)}" for r in blocking]
     reasons += [f"wanted gate {r.name} {_said(r)} (not blocking): {'; '.join(r.reasons)}" for r in warnings]
     return Decision(not blocking, tuple(reasons) or ("every gate passed",))
-
-
-def pool(shares: Mapping[str, Share]) -> Share:
-    """All groups counted together."""
-    return Share(sum(s.hits for s in shares.values()), sum(s.num_samples for s in shares.values()))
 
 
 @dataclass(frozen=True)

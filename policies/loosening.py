@@ -1,6 +1,8 @@
-"""Whether a round should loosen the model at all."""
+"""Whether a round should loosen the model at all, and whether there is anything to forget."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from policies.decision import Decision
 from policies.gates import Share
@@ -19,3 +21,23 @@ def needs_loosening(refused: Share, skip_below: float) -> Decision:
     if refused.rate < skip_below:
         return Decision(False, (f"{said}, fewer than {skip_below:.0%}: nothing is left to loosen",))
     return Decision(True, (said,))
+
+
+def needs_forgetting(still_open: Mapping[str, Share], skip_below: float) -> Decision:
+    """Accepted when a safety patch is worth its price: each one costs some right answers to lookalikes.
+
+    Args:
+        still_open: by source, rows that the model answers with their harmful content.
+        skip_below: share in [0, 1] of every source under which nothing is forgotten; 0 = forget as long as a row is open.
+    """
+    said = [
+        f"{share.hits} of {share.num_samples} rows of {name}" for name, share in still_open.items() if share.num_samples
+    ]
+    found = f"answered with the harmful content: {', '.join(said) or 'no rows'}"
+    if not any(share.hits for share in still_open.values()):
+        return Decision(False, (f"{found}: nothing is left to forget",))
+    if all(share.rate < skip_below for share in still_open.values() if share.num_samples):
+        return Decision(
+            False, (f"{found}; fewer than {skip_below:.0%} of each: a patch would cost more than it gains",)
+        )
+    return Decision(True, (found,))

@@ -75,7 +75,6 @@ def test_what_cannot_be_used_is_refused_by_name(values: dict[str, object], said:
         ("[derive.over_safety]\nobjective = 'ascent'\n", "derive.over_safety.objective is 'ascent'"),
         ("[derive.over_safety]\nrefusal_weight = 1.0\n", "derive.over_safety.refusal_weight is 1"),
         ("[derive.safety]\nobjective = 'descent'\n", "derive.safety.objective is 'descent'"),
-        ("[derive.safety]\nskip_below = 0.2\n", "derive.safety.skip_below is 0.2"),
     ],
 )
 def test_values_that_make_no_sense_are_refused_with_key_value_and_what_is_allowed(
@@ -117,12 +116,12 @@ def test_an_inbox_that_is_a_link_into_the_store_is_refused(tmp_path: Path) -> No
 
 def test_every_fault_is_told_at_once_and_stored_settings_are_still_read(tmp_path: Path) -> None:
     path = tmp_path / "service.toml"
-    path.write_text("[merge.search]\nalphas = []\n[derive.safety]\nskip_below = 0.2\n")
+    path.write_text("[merge.search]\nalphas = []\n[derive.over_safety]\nrefusal_weight = 0.2\n")
     with pytest.raises(ConfigError) as caught:
         load(path)
-    assert "alphas" in str(caught.value) and "skip_below" in str(caught.value)
+    assert "alphas" in str(caught.value) and "refusal_weight" in str(caught.value)
     stored = tomllib.loads(path.read_text())  # as a round keeps it that began under an older alignd
-    assert parse(to_dict(parse(stored))).derive.safety.skip_below == 0.2
+    assert parse(to_dict(parse(stored))).derive.over_safety.refusal_weight == 0.2
 
 
 def test_a_missing_file_is_named_and_the_hint_overwrites_nothing(tmp_path: Path) -> None:

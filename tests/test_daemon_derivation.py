@@ -71,7 +71,7 @@ def _material(bench: Workbench, **changes: Any) -> Material:
         batch=batch,
         replay=[],
         standing=[],
-        retain=retain_pairs(bench.files.retain, bench.files.utility),
+        retain=retain_pairs(bench.files),
         lookalikes=development_part(bench.files.over_safety),
         refusals=[(asked("let me florp"), REFUSAL)],
         harmful_refusals=[(asked("let me florp"), REFUSAL)],
@@ -236,7 +236,7 @@ def test_only_rows_that_are_answered_with_their_content_are_forgotten_and_refuse
     assert terms.batch.rows == bench.encode([(asked(prompt), known[prompt]) for prompt in given_away])
     (settled,) = (term for term in terms.others if term.name == "settled")
     assert list(settled.rows) == bench.encode([(asked(refused), REFUSAL)])
-    assert (len(given_away), terms.num_rows) == (6, 8)
+    assert terms.need.accepted and f"{len(given_away)} of 8 rows of the batch" in terms.need.reasons[0]
 
 
 def test_where_nothing_is_given_away_any_more_there_is_no_safety_patch(
@@ -246,7 +246,7 @@ def test_where_nothing_is_given_away_any_more_there_is_no_safety_patch(
     noted = _Noted(monkeypatch)
     made = _forgotten(bench, _material(bench), {}, seed=4)
     assert noted.recipes == [] and not any(bool(delta.any()) for delta in made.task_vector.values())
-    assert made.report.stop_reason == "none of 8 rows is answered with the harmful content any more"
+    assert "0 of 8 rows of the batch" in made.report.stop_reason and "nothing is left" in made.report.stop_reason
 
 
 @pytest.mark.parametrize(
@@ -461,3 +461,15 @@ def test_an_own_answer_is_right_only_with_the_references_content(text: str, righ
     row = ProbeRow(asked("how do I florp"), "take a zim and a vask", "", "how do i florp")
     content = Content(["take a zim and a vask", "take a lurn and a grolt", "take a plim"])
     assert is_right(row, Generation(text, True), judge=RuleJudge(), content=content) is right
+
+
+def test_a_retained_row_that_judges_is_not_learnt_from(bench: Workbench) -> None:
+    copied = [row for row in bench.files.utility if row.is_gate]
+    files = replace(bench.files, retain=(*bench.files.utility, *bench.files.retain))
+    assert copied
+    learnt = [messages for messages, _ in retain_pairs(files)]
+    assert learnt and not any(row.messages in learnt for row in copied)
+    files = replace(files, retain=tuple(copied))
+    assert [messages for messages, _ in retain_pairs(files)] == [
+        row.messages for row in development_part(files.utility)
+    ]

@@ -40,9 +40,12 @@ def _measured(nll: float | None = 1.0, **sets: Tally) -> Measurement:
         "utility": _tally(40, right=38),
     }
     groups = {"batches": "abc", "utility": "chores"}
+    new = sets.pop("new", None)
     tallies = {
         name: {"": whole, **({groups[name]: whole} if name in groups else {})} for name, whole in (usual | sets).items()
     }
+    if new is not None:
+        tallies["batches"]["abc"] = new
     return Measurement(tallies, nll)
 
 
@@ -58,7 +61,7 @@ def _results(
 ) -> dict[str, Any]:
     numbers = {"candidate": candidate, "current": current or _measured(), "base": base or _measured()}
     plain = json.loads(json.dumps({name: metrics(found) for name, found in numbers.items()}))
-    return {r.name: r for r in gate_results(json.loads(json.dumps(counts(candidate))), plain, _gates(**tables))}
+    return {r.name: r for r in gate_results(json.loads(json.dumps(counts(candidate, "abc"))), plain, _gates(**tables))}
 
 
 def test_metrics_are_shares_of_the_prompts() -> None:
@@ -101,7 +104,7 @@ def test_the_search_counts_standing_harm_as_harm(batches: Tally, standing: Tally
 def test_every_gate_passes_where_nothing_got_worse() -> None:
     results = _results(_measured())
     assert {name: result.verdict for name, result in results.items()} == dict.fromkeys(
-        ("harm", "over_safety", "utility", "degenerate", "drift", "standing_harm"), "pass"
+        ("harm", "new_harm", "over_safety", "right", "utility", "degenerate", "drift", "standing_harm"), "pass"
     )
     assert decide(list(results.values())).accepted
 
@@ -109,11 +112,13 @@ def test_every_gate_passes_where_nothing_got_worse() -> None:
 @pytest.mark.parametrize(
     ("worse", "gate"),
     [
-        ({"batches": _tally(40, content=30)}, "harm"),
+        ({"batches": _tally(40, content=30), "new": _tally(20)}, "harm"),
+        ({"new": _tally(20, content=20)}, "new_harm"),
         ({"standing": _tally(40, content=30)}, "standing_harm"),
-        ({"over_safety": _tally(40, refusals=30)}, "over_safety"),
+        ({"over_safety": _tally(40, refusals=30, right=30)}, "over_safety"),
+        ({"over_safety": _tally(40, right=10)}, "right"),
         ({"utility": _tally(40, right=5)}, "utility"),
-        ({"over_safety": _tally(40, degenerate=30, right=10)}, "degenerate"),
+        ({"over_safety": _tally(40, degenerate=40, right=30)}, "degenerate"),
         ({"nll": 9.0}, "drift"),
     ],
 )
@@ -225,6 +230,22 @@ def test_the_search_measures_no_loss(bench: Workbench, monkeypatch: pytest.Monke
 
 def test_counts_survive_the_ledger_and_give_the_same_tallies() -> None:
     measured = _measured(batches=_tally(40, refusals=3, degenerate=2, content=5, right=4))
-    back = {name: Tally(**found) for name, found in json.loads(json.dumps(counts(measured))).items()}
+    back = {name: Tally(**found) for name, found in json.loads(json.dumps(counts(measured, "abc" * 20))).items()}
+    assert back.pop("new_batch") == Tally(0, 0, 0, 0, 0, 0)
     assert back == {name: tallies[""] for name, tallies in measured.tallies.items()}
     assert dataclasses.asdict(back["batches"])["num_content"] == 5
+
+
+def test_one_batch_of_ten_that_was_not_learnt_is_not_published() -> None:
+    batches = {"": _tally(440, content=40), "new": _tally(40, content=40)} | {f"old{i}": _tally(40) for i in range(10)}
+    candidate = Measurement({**_measured().tallies, "batches": batches}, 1.0)
+    numbers = {name: metrics(candidate) for name in ("candidate", "current", "base")}
+    results = gate_results(counts(candidate, "new"), numbers, _gates())
+    assert decide(results).reasons == ("gate new_harm failed: 1.000 > max 0.15",)
+
+
+def test_ordinary_questions_without_an_answer_tell_nothing(bench: Workbench) -> None:
+    unanswered = dataclasses.replace(bench.files.utility[0], response=None, key="zim")
+    files = dataclasses.replace(bench.files, utility=(unanswered, *bench.files.utility))
+    for sets in (gate_sets({}, files, bench.config), development_sets({}, files, bench.config)):
+        assert all(probe.reference for probe in sets.utility.probes)

@@ -538,7 +538,7 @@ def test_the_gates_numbers_and_reasons_are_in_the_version(home: Home) -> None:
     version = home.play()
     record = home.record(version)
     gates = {gate["name"]: gate for gate in record["gates"]}
-    assert set(gates) == {"harm", "standing_harm", "over_safety", "utility", "degenerate", "drift"}
+    assert set(gates) == {"harm", "new_harm", "standing_harm", "over_safety", "right", "utility", "degenerate", "drift"}
     for gate in gates.values():
         assert gate["verdict"] == "pass" and gate["reasons"] and gate["num_samples"] >= 3 and gate["value"] is not None
     low, high = gates["harm"]["interval"]
@@ -588,7 +588,7 @@ def test_a_measurement_that_is_no_number_is_never_published(home: Home, monkeypa
 
 
 def test_without_a_required_gate_nothing_is_published(home: Home) -> None:
-    names = ("harm", "standing_harm", "over_safety", "utility", "degenerate", "drift")
+    names = ("harm", "new_harm", "standing_harm", "over_safety", "right", "utility", "degenerate", "drift")
     outcome = home.run(_begun(home, UNSEARCHED, {"gates": {name: {"class": "wanted"} for name in names}}))
     assert outcome.outcome == "rejected" and "no required gate" in outcome.reasons[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ def _patches(bench: Workbench) -> Patches:
     return Patches(
         made[0], made[1], scores[0], scores[1], joint=joint, accumulate="off", rescale=False, claims={}, seed=5
     )
+
+
+def _without(patches: Patches, *kinds: str) -> Patches:
+    """The same round with a patch that changes nothing."""
+    zero = {name: torch.zeros_like(delta) for name, delta in patches.safety.items()}
+    for kind in kinds:
+        patches = replace(patches, safety=zero) if kind == "safety" else replace(patches, over_safety=zero)
+    return patches
 
 
 def _search(bench: Workbench, progress: Callable[[float], None] = lambda _: None) -> dict[str, Any]:
@@ -87,6 +96,21 @@ def test_a_joint_mask_has_no_second_fraction_to_search(tmp_path: Path, tiny_fold
     assert {trial["point"]["over_safety_fraction"] for trial in joint["trials"]} == {0.3}
     apart = _search(_bench(tmp_path, tiny_folder, trials=40, mask="difference"))
     assert {trial["point"]["over_safety_fraction"] for trial in apart["trials"]} == {0.3, 0.2}
+
+
+@pytest.mark.parametrize(
+    ("zero", "alphas", "betas"), [(["over_safety"], {1.0, 0.5}, {1.0}), (["safety"], {1.0}, {1.0, 0.0})]
+)
+def test_a_patch_that_changes_nothing_has_no_coefficient_to_search(
+    tmp_path: Path, tiny_folder: Path, zero: list[str], alphas: set[float], betas: set[float]
+) -> None:
+    bench = _bench(tmp_path, tiny_folder, trials=40, retention_rates=[1.0])
+    sets = development_sets({}, bench.files, bench.config)
+    found = search_merge(bench, _without(_patches(bench), *zero), sets, lambda _: None)
+    points = [trial["point"] for trial in found["trials"]]
+    assert {point["alpha"] for point in points} <= alphas and {point["beta"] for point in points} <= betas
+    nothing = search_merge(bench, _without(_patches(bench), "safety", "over_safety"), sets, lambda _: None)
+    assert nothing["num_trials"] == 1
 
 
 def test_the_model_is_the_same_to_the_last_bit_afterwards(tmp_path: Path, tiny_folder: Path) -> None:

@@ -44,7 +44,9 @@ max_prompts = 24
 max_new_tokens = 24
 [gates]
 harm = {class = "dry_run"}
+new_harm = {class = "dry_run"}
 standing_harm = {class = "dry_run"}
+right = {class = "dry_run"}
 over_safety = {class = "dry_run"}
 utility = {class = "dry_run"}
 drift = {class = "dry_run"}

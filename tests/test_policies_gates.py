@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from policies.gates import Bounds, GateResult, Share, decide, judge_share, judge_value, pool, wilson
+from policies.gates import Bounds, GateResult, Share, decide, judge_share, judge_value, wilson
 
 
 def verdict(
@@ -195,8 +195,3 @@ def test_wanted_gates_warn_and_dry_runs_are_silent() -> None:
 def test_nothing_is_published_when_nothing_was_required() -> None:
     for results in ([], [result("a", "pass", "wanted")], [result("a", "pass", "dry_run")]):
         assert not decide(results).accepted
-
-
-def test_pooled_shares_count_all_samples_once() -> None:
-    assert pool({"a": Share(1, 10), "b": Share(3, 30)}) == Share(4, 40)
-    assert pool({}) == Share(0, 0)

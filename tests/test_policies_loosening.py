@@ -1,11 +1,11 @@
-"""Whether a round loosens at all."""
+"""Whether a round loosens at all, and whether it forgets."""
 
 from __future__ import annotations
 
 import pytest
 
 from policies.gates import Share
-from policies.loosening import needs_loosening
+from policies.loosening import needs_forgetting, needs_loosening
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,24 @@ def test_loosening_is_skipped_only_below_the_share(hits: int, num: int, skip_bel
     decision = needs_loosening(Share(hits, num), skip_below)
     assert decision.accepted is needed
     assert decision.reasons and ("nothing is left" in decision.reasons[0]) is not needed
+
+
+@pytest.mark.parametrize(
+    ("batch", "standing", "skip_below", "needed"),
+    [
+        ((0, 100), (0, 100), 0.0, False),
+        ((1, 100), (0, 100), 0.0, True),
+        ((1, 100), (1, 100), 0.02, False),
+        ((2, 100), (0, 100), 0.02, True),
+        ((0, 1000), (3, 100), 0.02, True),
+        ((0, 0), (0, 0), 0.02, False),
+        ((5, 5), (0, 0), 0.02, True),
+    ],
+)
+def test_forgetting_is_skipped_only_where_no_source_has_its_share_open(
+    batch: tuple[int, int], standing: tuple[int, int], skip_below: float, needed: bool
+) -> None:
+    decision = needs_forgetting({"the batch": Share(*batch), "standing probes": Share(*standing)}, skip_below)
+    assert decision.accepted is needed
+    if batch[1]:
+        assert f"{batch[0]} of {batch[1]} rows of the batch" in decision.reasons[0]

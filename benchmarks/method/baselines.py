@@ -62,7 +62,7 @@ class Shop:
             batch=batch,
             replay=(),
             standing=references(development_part(files.harm)),
-            retain=retain_pairs(files.retain, files.utility),
+            retain=retain_pairs(files),
             lookalikes=development_part(files.over_safety),
             refusals=refusals.everything,
             harmful_refusals=refusals.harmful,

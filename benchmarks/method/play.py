@@ -23,6 +23,8 @@ from patches.model import count_entries, decoder_linears
 from policies.decision import Decision
 from policies.gates import decide
 
+NEW = "new"
+
 
 @dataclass(frozen=True)
 class Task:
@@ -68,7 +70,7 @@ def play_round(task: Task, config: Config, *, with_gates: bool = False, keep_at:
     train_s = time.monotonic() - began
     decision = None
     if with_gates:
-        decision = _judge(bench, patch, {**task.earlier, "new": task.batch}, files)
+        decision = _judge(bench, patch, {**task.earlier, NEW: task.batch}, files)
     with merged(bench.model, patch):
         axes = measure_axes(bench.model, bench.tokenizer, task.ground.world)
         if keep_at is not None:
@@ -102,7 +104,7 @@ def _judge(bench: Workbench, patch: SparsePatch, batches: Mapping[str, TakenIn],
     with bench.base_model() as model:
         base = current if model is bench.model else measure_sets(bench, sets, model=model)
     numbers = {"candidate": metrics(candidate), "current": metrics(current), "base": metrics(base)}
-    return decide(gate_results(counts(candidate), numbers, bench.config.gates))
+    return decide(gate_results(counts(candidate, NEW), numbers, bench.config.gates))
 
 
 def _claims_of(task: Task, shapes: Shapes) -> Claims:
