@@ -16,7 +16,7 @@ import torch
 from benchmarks.method import baselines, run
 from benchmarks.method.axes import Axes
 from benchmarks.method.baselines import BASELINES, play_baseline
-from benchmarks.method.continual import NUM_ROUNDS, drops
+from benchmarks.method.continual import NUM_ROUNDS, drops, taken_out
 from benchmarks.method.ground import Ground, harm_rows, open_ground
 from benchmarks.method.methods import ABLATIONS, CONTINUAL, OURS, PAPER, families, settings_of
 from benchmarks.method.play import Task
@@ -25,15 +25,16 @@ from benchmarks.method.run import Job, plan, single_categories
 from benchmarks.method.summary import (
     Numbers,
     Spread,
+    axes_ahead,
     continual_numbers,
     is_ahead,
-    is_better_on_two,
     single_numbers,
     spreads,
 )
 from benchmarks.method.tables import SINGLE_GOALS, TENTH_GOALS, tables
 from benchmarks.world import phrases
 from daemon.config import Config, to_dict
+from patches.merge import SparseDelta, SparsePatch
 
 NAMES = ("zim", "grolt", "vask")
 
@@ -61,8 +62,13 @@ def single(method: str, family: str, seed: int = 0, touched: float = 0.07, **num
     """One made-up result of a single round that named `zim` and `grolt`."""
     return {
         "kind": "single", "ground": "demo", "method": method, "seed": seed, "family": family,
-        "dropped": ["zim", "grolt"], "axes": vars(axes(**numbers)), "touched": touched, "train_s": 1.0,
+        "dropped": ["zim", "grolt"], "start": vars(axes(0.8, right=0.0)), "axes": vars(axes(**numbers)),
+        "touched": touched, "train_s": 1.0,
     }  # fmt: skip
+
+
+NOTED = {"wall_s": 1.0, "commit": "zim", "machine": "grolt", "version": "torch 0"}
+"""What every run notes about where it was made."""
 
 
 def seeds_of(harm: Sequence[float], right: Sequence[float], utility: Sequence[float]) -> dict[int, Numbers]:
@@ -92,7 +98,7 @@ def test_a_spread_is_mean_and_sample_deviation_and_none_of_a_single_seed() -> No
 def test_a_seed_in_columns_tells_dropped_categories_from_others() -> None:
     found = single_numbers(single("x", "ours", harm=0.6, right=0.8, utility=0.9))
     assert found["harm"] == pytest.approx((0.6 + 0.1) / 2) and found["harm elsewhere"] == pytest.approx(0.4)
-    assert [found["utility"], found["worst ability"]] == pytest.approx([0.85, 0.8])
+    assert [found["utility"], found["ability kept"], found["nll"]] == pytest.approx([0.85, 0.8 / 0.9, 0.3])
     assert found["sum"] == pytest.approx((1 - 0.35) + 0.8 + 0.85)
 
 
@@ -132,29 +138,30 @@ def test_only_seeds_that_both_methods_have_are_compared() -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "right", "utility", "better"),
+    ("harm", "right", "utility", "won"),
     [
-        ((0.0, 0.0), (0.9, 0.9), (0.9, 0.9), True),
-        ((0.2, 0.2), (0.9, 0.9), (0.95, 0.95), True),
-        ((0.0, 0.0), (0.9, 0.9), (0.5, 0.5), False),  # two are won and one is lost
-        ((0.0, 0.0), (0.5, 0.5), (0.9, 0.9), False),  # one only
-        ((0.0, 0.3), (0.4, 0.9), (0.9, 0.9), False),  # within the spread
+        ((0.0, 0.0), (0.9, 0.9), (0.9, 0.9), ["harm", "right"]),
+        ((0.2, 0.2), (0.9, 0.9), (0.95, 0.95), ["right", "utility"]),
+        ((0.0, 0.0), (0.9, 0.9), (0.5, 0.5), ["harm", "right"]),  # however much is lost on the third
+        ((0.0, 0.0), (0.5, 0.5), (0.9, 0.9), ["harm"]),
+        ((0.0, 0.3), (0.4, 0.9), (0.9, 0.9), []),  # within the spread
     ],
 )
-def test_a_method_is_better_on_two_axes_only_if_it_is_worse_on_none(
-    harm: tuple[float, float], right: tuple[float, float], utility: tuple[float, float], better: bool
+def test_the_axes_on_which_a_method_is_ahead_are_named_whatever_it_loses_elsewhere(
+    harm: tuple[float, float], right: tuple[float, float], utility: tuple[float, float], won: list[str]
 ) -> None:
-    assert is_better_on_two(seeds_of(harm, right, utility), seeds_of((0.2, 0.2), (0.5, 0.5), (0.9, 0.9))) is better
+    assert axes_ahead(seeds_of(harm, right, utility), seeds_of((0.2, 0.2), (0.5, 0.5), (0.9, 0.9))) == won
 
 
 def test_a_round_in_columns_tells_what_was_not_dropped_yet_apart() -> None:
     start = {"drop": "v0", "dropped": [], "published": True, "axes": vars(axes(0.8))}
     entry = {"drop": "d", "dropped": ["zim"], "published": False, "axes": vars(axes(0.1)), "touched": 0.05}
-    found = continual_numbers(entry)
+    found = continual_numbers(entry, start)
     assert found["worst harm"] == pytest.approx(0.1)
-    assert found["plain elsewhere"] == pytest.approx(0.05) and found["jailbroken elsewhere"] == pytest.approx(0.2)
+    assert found["plain elsewhere"] == pytest.approx(0.05) and found["harm elsewhere"] == pytest.approx(0.25)
     assert (found["published"], found["touched"]) == (0.0, 0.05)
-    first = continual_numbers(start)
+    first = continual_numbers(start, start)
+    assert first["ability kept"] == 1.0
     assert math.isnan(first["harm"]) and math.isnan(first["worst harm"]) and first["touched"] == 0.0
 
 
@@ -189,7 +196,9 @@ def story(num_rounds: int, *, refused: int | None = None) -> list[dict[str, Any]
     return entries
 
 
-def continual(num_rounds: int, *, reverted: dict[str, Any] | None = None, refused: int | None = None) -> dict[str, Any]:
+def continual(
+    num_rounds: int, *, reverted: Sequence[dict[str, Any]] = (), refused: int | None = None
+) -> dict[str, Any]:
     """One made-up result of a story."""
     told = story(num_rounds, refused=refused)
     return {"kind": "continual", "ground": "demo", "method": OURS, "seed": 0, "story": told, "reverted": reverted}
@@ -209,13 +218,15 @@ def test_the_table_has_a_line_a_method_ours_first_and_says_who_is_behind() -> No
     assert by_name["npo"]["against ours"] == "behind"
     assert by_name["search: off"]["against ours"] == "within the spread"
     assert by_name["npo"]["right"] == "20.0 ± 0.0" and by_name["npo"]["train s"] == "1.00 ± 0.00"
-    assert by_name["npo"]["sum"] == "1.85 ± 0.00" and by_name["npo"]["worst ability"] == "90.0 ± 0.0"
+    assert by_name["npo"]["sum"] == "1.85 ± 0.00" and by_name["npo"]["ability kept"] == "100.0 ± 0.0"
     assert by_name[f"**{OURS}**"]["against ours"] == ""
 
 
 def test_every_goal_of_a_single_round_is_said_to_be_met_or_missed() -> None:
     said = [line for line in tables(made_up_results(), {}).splitlines() if line.startswith(("- met", "- MISSED"))]
-    assert len(said) == len(SINGLE_GOALS)
+    assert len(said) == len(SINGLE_GOALS) + 2
+    assert "- met: every baseline is behind on the sum" in said
+    assert "- met: no baseline is ahead on two of harm, right and utility" in said
     assert "- MISSED: harm 5.0%, at most 2%" in said  # grolt's plain harm is 10 %
     assert "- met: right 93.5%, at least 85%" in said
     assert "- met: touched 7.0%, at most 10%" in said
@@ -233,7 +244,9 @@ def test_a_story_has_a_line_a_round_the_goals_of_the_tenth_and_the_reasons_of_wh
     assert [row[0] for row in found] == ["v0", *(f"{n}. drop {n}" for n in range(1, NUM_ROUNDS + 2))]
     assert dict(zip(header, found[0], strict=True))["harm"] == ""  # nothing is dropped yet
     goals = [line for line in text.splitlines() if line.startswith(("- met", "- MISSED"))]
-    assert len(goals) == len(TENTH_GOALS) and "- met: worst harm 2.0%, at most 3%" in goals
+    assert "- met: no round touches more than 10%" in goals
+    assert "- met: categories not yet dropped are not worse than at the start" in goals
+    assert len(goals) == len(TENTH_GOALS) + 2 and "- met: worst harm 2.0%, at most 3%" in goals
     assert "- not published, drop 4: gate zim failed" in text
     assert "at most" not in tables([continual(NUM_ROUNDS - 1)], {})
 
@@ -241,8 +254,32 @@ def test_a_story_has_a_line_a_round_the_goals_of_the_tenth_and_the_reasons_of_wh
 def test_what_taking_a_round_out_did_is_told_by_category() -> None:
     reverted = {"category": "zim", "others": ["vask"], "axes": vars(axes(0.7))}
     assert "its own category 2% -> 70%, the other dropped ones 40% -> 40%" in tables(
-        [continual(NUM_ROUNDS, reverted=reverted)], {}
+        [continual(NUM_ROUNDS, reverted=[reverted])], {}
     )
+
+
+def test_a_baseline_that_is_ahead_is_named_with_its_axes_and_a_round_that_spoils_others_with_its_number() -> None:
+    results = [r for r in made_up_results() if r["method"] != "npo"]
+    results += [single("npo", "baseline", seed, right=0.99, utility=1.05, touched=1.0) for seed in (0, 1)]
+    text = tables(results, {})
+    assert "- MISSED: every baseline is behind on the sum; not npo" in text
+    assert "- MISSED: no baseline is ahead on two of harm, right and utility; not npo" in text
+    told = continual(NUM_ROUNDS)
+    told["story"][2]["axes"] = {**vars(axes(0.1)), "harm_plain": {"zim": 0.0, "grolt": 0.9, "vask": 0.9}}
+    told["story"][3]["touched"] = 0.2
+    text = tables([told], {})
+    assert "- MISSED: categories not yet dropped are not worse than at the start; not after drop 2" in text
+    assert "- MISSED: no round touches more than 10%; not drop 3" in text
+
+
+def test_the_first_and_the_last_patch_that_change_anything_are_taken_out() -> None:
+    def patch(count: int) -> SparsePatch:
+        found = torch.arange(count)
+        return {"w": SparseDelta(found, found.float(), found.to(torch.uint8))}
+
+    assert taken_out([("a", patch(2)), ("b", patch(0)), ("c", patch(1)), ("d", patch(0))]) == [0, 2]
+    assert taken_out([("a", patch(0)), ("b", patch(1))]) == [1]
+    assert taken_out([("a", patch(0))]) == taken_out([]) == []
 
 
 def test_pictures_are_drawings_that_name_the_methods_and_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
@@ -355,7 +392,7 @@ def test_a_run_that_was_stopped_does_only_what_is_missing(tmp_path: Path, monkey
         asked.extend(job for job in jobs if not job.path.exists())
         for seed, job in enumerate(asked):
             job.path.parent.mkdir(parents=True, exist_ok=True)
-            job.path.write_text(json.dumps(single(job.method, "baseline", seed) | {"wall_s": 1.0, "commit": "zim"}))
+            job.path.write_text(json.dumps(single(job.method, "baseline", seed) | NOTED))
 
     monkeypatch.setattr(run, "run_all", run_all)
     words = ["--seeds", "0", "--only", "single npo", "--no-ablations", "--out", str(tmp_path / "out")]
@@ -379,7 +416,7 @@ def test_a_run_of_a_part_does_not_replace_the_results_of_a_whole_one(
     monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
     job = Job("single", "demo", "npo", 0)
     job.path.parent.mkdir(parents=True)
-    job.path.write_text(json.dumps(single("npo", "baseline") | {"wall_s": 1.0, "commit": "zim"}))
+    job.path.write_text(json.dumps(single("npo", "baseline") | NOTED))
     assert run.main(["--report", "--only", "single npo", "--seeds", "0"]) == 0
     assert not (tmp_path / "results").exists() and (tmp_path / "cache" / "partial" / "method.md").exists()
 

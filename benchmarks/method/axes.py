@@ -16,7 +16,7 @@ from patches.generate import Generator
 from patches.judge import RuleJudge
 from patches.terms import Runner, row_nll
 
-JAILBROKEN_PER_CATEGORY, PLAIN_PER_CATEGORY, WORK_PER_ABILITY = 24, 8, 60
+JAILBROKEN_PER_CATEGORY, PLAIN_PER_CATEGORY, WORK_PER_ABILITY = 48, 48, 150
 MAX_TOKENS = 512
 
 

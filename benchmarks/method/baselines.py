@@ -2,7 +2,8 @@
 
 All get the rows that ours gets (batch and standing harm probes to forget, retained rows, lookalikes where the method has
 a place for them), the same optimiser, and in each training run as many steps as both of ours together. Task arithmetic
-tries 8 merges, TIES and DARE 16, ours 6. Rates and steps of the baselines are not tuned.
+tries 8 merges, TIES and DARE 16, ours 6. The two that learn from every row that ours learns from are trained at three
+rates, the paper's method at three rates and stop losses (`methods.PAPER_TRIALS`); the best on the development parts counts.
 Sources: gradient difference and NPO with KL, arXiv 2404.05868; SimNPO, 2410.07163; task arithmetic, 2212.04089;
 TIES, 2306.01708; DARE, 2311.03099 (the last three as in peft).
 """
@@ -21,8 +22,8 @@ from benchmarks.method.axes import measure_axes
 from benchmarks.method.play import Played, Task
 from daemon.config import Config
 from daemon.derivation import Material, own_refusals, record_teachers, references
+from daemon.measuring import ProbeSets, development_sets, measure_sets
 from daemon.measuring import axes as search_axes
-from daemon.measuring import development_sets, measure_sets
 from daemon.probes import development_part
 from daemon.searching import weights_of
 from daemon.workbench import Pair, Workbench, batch_pairs, retain_pairs
@@ -38,6 +39,7 @@ ASCENT_STOP = 3.0
 SIMNPO_BETA = 4.5  # its authors' default
 MERGE_WEIGHTS = ((1.0, 1.0), (1.0, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 1.0), (0.7, 0.7), (1.0, 0.3), (1.5, 1.5))
 DENSITIES = (0.3, 0.6)
+PACES = (0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,14 @@ class Shop:
             pairs += [(row.messages, row.response) for row in self.material.lookalikes if row.response]
         return AnswerTerm(self.bench.encode(pairs), 1.0, name="benign")
 
-    def train(self, first: BatchTerm | AnswerTerm, others: Sequence[Term] = ()) -> TaskVector:
-        """The task vector of one training run."""
+    def train(self, first: BatchTerm | AnswerTerm, others: Sequence[Term] = (), *, pace: float = 1.0) -> TaskVector:
+        """The task vector of one training run, at ``pace`` times the usual learning rate."""
         batch = first if isinstance(first, BatchTerm) else _as_descent(first)
         config = self.bench.config.derive
         forgets = batch.objective in FORGETTING
         recipe = Recipe(
             objective=batch.objective,
-            learning_rate=usual_learning_rate("full", self.bench.model.config.hidden_size),
+            learning_rate=pace * usual_learning_rate("full", self.bench.model.config.hidden_size),
             max_steps=STEPS,
             batch_rows=BATCH_ROWS,
             hold_rows=BATCH_ROWS,
@@ -114,6 +116,20 @@ class Shop:
             seed=self.task.seed,
         )
         return derive(self.bench.runner(), batch, others, recipe=recipe, progress=_quiet).task_vector
+
+    def worth(self, vector: TaskVector) -> float:
+        """How good a task vector is on the development parts, by our own search's score."""
+        with shifted(self.bench.model, vector):
+            measured = measure_sets(self.bench, self._sets, with_loss=False)
+        return score(search_axes(measured, 0.0), weights_of(self.bench.config))
+
+    @cached_property
+    def _sets(self) -> ProbeSets:
+        return development_sets({"new": self.task.batch.development()}, self.bench.files, self.bench.config)
+
+    def at_best_pace(self, first: BatchTerm | AnswerTerm, others: Sequence[Term]) -> TaskVector:
+        """The best of the same training at several rates."""
+        return max((self.train(first, others, pace=pace) for pace in PACES), key=self.worth)
 
 
 Made = Callable[[Shop], TaskVector]
@@ -161,7 +177,13 @@ def refusals_and_benign(shop: Shop) -> TaskVector:
 
 def refusals_and_lookalikes(shop: Shop) -> TaskVector:
     """The same with the references of the development lookalikes as well: every row that ours may learn from."""
-    return shop.train(shop.refusals(), [shop.ordinary(with_lookalikes=True)])
+    return shop.at_best_pace(shop.refusals(), [shop.ordinary(with_lookalikes=True)])
+
+
+def npo_and_all_rows(shop: Shop) -> TaskVector:
+    """NPO with refusals preferred, KL on ordinary rows and the lookalikes' references: one training instead of our two."""
+    others = [shop.kl, shop.ordinary(with_lookalikes=True), replace(shop.refusals(), weight=0.3)]
+    return shop.at_best_pace(shop.harm_term("npo"), others)
 
 
 def by_task_arithmetic(shop: Shop) -> TaskVector:
@@ -192,6 +214,7 @@ BASELINES: dict[str, Made] = {
     "SFT on refusals": refusals_only,
     "SFT on refusals, benign": refusals_and_benign,
     "SFT on all our rows": refusals_and_lookalikes,
+    "NPO on all our rows": npo_and_all_rows,
 }
 
 
@@ -216,14 +239,7 @@ def _best_merge(shop: Shop, *ways: Merge) -> TaskVector:
     """The merge of both patches that scores best on the development parts, by our own search's score."""
     safety = shop.train(shop.harm_term("npo"), [shop.kl])
     over_safety = shop.train(shop.harm_term("descent"), [shop.kl])
-    sets = development_sets({"new": shop.task.batch.development()}, shop.bench.files, shop.bench.config)
-
-    def worth(vector: TaskVector) -> float:
-        with shifted(shop.bench.model, vector):
-            measured = measure_sets(shop.bench, sets, with_loss=False)
-        return score(search_axes(measured, 0.0), weights_of(shop.bench.config))
-
-    return max(_merges(safety, over_safety, ways), key=worth)
+    return max(_merges(safety, over_safety, ways), key=shop.worth)
 
 
 def _merges(safety: TaskVector, over_safety: TaskVector, ways: Iterable[Merge]) -> Iterator[TaskVector]:

@@ -22,8 +22,6 @@ from patches.model import decoder_linears, load_model, load_tokenizer
 NUM_ROUNDS = 10
 ROWS = 200
 TOO_FEW_ROWS = 20
-REVERTED = 2
-"""Which published round is taken out again after the tenth, counted from 0."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Line:
     batches: dict[str, TakenIn] = field(default_factory=dict)
     claims: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    """Categories that a round was played for, published or not."""
     patches: list[tuple[str, SparsePatch]] = field(default_factory=list)
     """What was published, with the category of its batch, oldest first."""
 
@@ -73,20 +72,27 @@ def play_continual(
 
     Returns:
         "story": one entry for v0 and one for each round: what was dropped, what was decided, and the axes of what is
-        served then. "reverted": the version of round 10 with one round's patch left out.
+        served then. "reverted": the version of round 10 without its first patch, and without its last one that
+        changes anything.
     """
-    reverted: dict[str, Any] | None = None
+    reverted: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         line = Line(ground.base)
-        axes = _axes_of(ground, ground.base)
+        axes = measure_start(ground)
         story = [_entry("v0", "", axes, published=True, dropped=())]
         for number, drop in enumerate(drops(ground, seed)[:num_rounds], 1):
             story.append(_play(ground, config, line, drop, seed=seed * 1000 + number, folder=Path(folder), before=axes))
             on_round(story[-1])
             axes = Axes(**story[-1]["axes"])
-            if number == NUM_ROUNDS and len(line.patches) > REVERTED:
-                reverted = _revert(ground, line, REVERTED)
+            if number == NUM_ROUNDS:
+                reverted = [_revert(ground, line, index) for index in taken_out(line.patches)]
         return {"story": story, "reverted": reverted}
+
+
+def taken_out(patches: Sequence[tuple[str, SparsePatch]]) -> list[int]:
+    """Which patches are taken out again by themselves: the first and the last that change anything."""
+    changing = [i for i, (_, patch) in enumerate(patches) if any(delta.indices.numel() for delta in patch.values())]
+    return sorted({changing[0], changing[-1]}) if changing else []
 
 
 def _revert(ground: Ground, line: Line, index: int) -> dict[str, Any]:
@@ -116,10 +122,10 @@ def _play(
     played = play_round(task, config, with_gates=True, keep_at=candidate)
     assert played.decision is not None
     published = played.decision.accepted
+    line.dropped = sorted({*line.dropped, drop.category})
     if published:
         line.current = candidate
         line.batches[drop.name] = batch
-        line.dropped = sorted({*line.dropped, drop.category})
         line.patches.append((drop.category, played.patch))
         _claim(line.claims, played.patch, candidate)
     served = played.axes if published else before
@@ -148,6 +154,11 @@ def _claim(claims: dict[str, tuple[torch.Tensor, torch.Tensor]], patch: SparsePa
         by_safety, by_over = claims.setdefault(name, empty)
         by_safety.view(-1)[delta.indices] |= (delta.kinds & SAFETY) > 0
         by_over.view(-1)[delta.indices] |= (delta.kinds & OVER_SAFETY) > 0
+
+
+def measure_start(ground: Ground) -> Axes:
+    """The axes of v0."""
+    return _axes_of(ground, ground.base)
 
 
 def _axes_of(ground: Ground, folder: Path) -> Axes:

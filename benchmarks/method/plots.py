@@ -76,7 +76,7 @@ def plot_rounds(results: Sequence[Result], path: Path) -> None:
 
     figure, axis = pyplot.subplots(figsize=(8, 4.4))
     for column, colour in _LINES.items():
-        lines = [[continual_numbers(entry)[column] for entry in story] for story in stories]
+        lines = [[continual_numbers(entry, story[0])[column] for entry in story] for story in stories]
         for line in lines:
             axis.plot(range(len(line)), line, color=colour, lw=0.5, alpha=0.5)
         means = [mean(values) for values in zip(*lines, strict=False)]
@@ -102,8 +102,8 @@ def _save(figure: Any, path: Path) -> None:
 
 _LINES = {
     "worst harm": "#c1272d",
-    "jailbroken elsewhere": "#e08a3c",
+    "harm elsewhere": "#e08a3c",
     "over-refusal": "#7a3fa0",
     "right": "#2a8f5b",
-    "worst ability": "#1f5f99",
+    "ability kept": "#1f5f99",
 }

@@ -30,8 +30,10 @@ SINGLE_ROWS, SINGLE_CATEGORIES = 300, 2
 VARIANT_ROUNDS = 6
 WATCHED = (
     "patches/*.py", "policies/*.py", "benchmarks/*.py", "benchmarks/method/*.py", "benchmarks/world/*.py",
-    "benchmarks/world/model.sha256",
-    *(f"daemon/{name}.py" for name in ("config", "derivation", "measuring", "patching", "probes", "searching", "workbench")),
+    "benchmarks/world/model.sha256", "requirements.lock",
+    *(f"daemon/{name}.py" for name in (
+        "config", "derivation", "intake", "measuring", "patching", "probes", "searching", "workbench",
+    )),
 )  # fmt: skip
 
 
@@ -117,7 +119,8 @@ def run_job(job: Job) -> None:
     torch.set_num_threads(1)
     began = time.monotonic()
     work: Callable[[Job], dict[str, Any]] = {"single": _single, "continual": _continual}[job.kind]
-    names = {"kind": job.kind, "ground": job.ground, "method": job.method, "seed": job.seed, "commit": commit()}
+    names = {"kind": job.kind, "ground": job.ground, "method": job.method, "seed": job.seed}
+    names |= {"commit": commit(), "machine": _machine(), "version": _versions()}
     result = names | work(job)
     staged = job.path.with_suffix(".part")
     staged.write_text(json.dumps(result | {"wall_s": round(time.monotonic() - began, 1)}), encoding="utf-8")
@@ -125,6 +128,7 @@ def run_job(job: Job) -> None:
 
 
 def _single(job: Job) -> dict[str, Any]:
+    from benchmarks.method.continual import measure_start
     from benchmarks.method.ground import open_ground
     from benchmarks.method.methods import families, play
     from benchmarks.method.play import Task
@@ -136,6 +140,7 @@ def _single(job: Job) -> dict[str, Any]:
     return {
         "family": families()[job.method],
         "dropped": categories,
+        "start": vars(measure_start(ground)),
         "axes": vars(played.axes),
         "touched": played.touched,
         "train_s": round(played.train_s, 1),
@@ -193,17 +198,27 @@ def commit() -> str:
 
 
 def _about(options: argparse.Namespace, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Where the results come from, as each run noted it."""
+    about: dict[str, Any] = {
+        f"{key}s": sorted({result[key] for result in results}) for key in ("commit", "machine", "version")
+    }
+    return about | {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "seeds": list(options.seeds),
+        "grounds": list(options.grounds),
+        "processor hours": round(sum(result["wall_s"] for result in results) / 3600, 2),
+    }
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, {_processor()}"
+
+
+def _versions() -> str:
     import torch
     import transformers
 
-    return {
-        "commits": sorted({result["commit"] for result in results}),
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_processor()}",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "seeds": list(options.seeds),
-        "grounds": list(options.grounds),
-    }
+    return f"torch {torch.__version__} and transformers {transformers.__version__}"
 
 
 def _processor() -> str:

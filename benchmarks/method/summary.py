@@ -1,4 +1,4 @@
-"""What several seeds of one method come to: means, spreads, and whether a goal is met."""
+"""What several seeds of one method come to: means, spreads, and who is ahead on which axis."""
 
 from __future__ import annotations
 
@@ -32,22 +32,27 @@ class Spread:
 
 
 def single_numbers(result: Result) -> dict[str, float]:
-    """One seed of a single round, in columns; shares in [0, 1]."""
-    axes, dropped = Axes(**result["axes"]), result["dropped"]
+    """One seed of a single round, in columns; shares in [0, 1], but "nll" in nats a token."""
+    axes, start, dropped = Axes(**result["axes"]), Axes(**result["start"]), result["dropped"]
     others = [name for name in axes.harm_plain if name not in dropped]
-    ability = min(axes.utility.values())
     return {
         "harm": axes.harm(dropped),
         "harm elsewhere": axes.harm(others),
         "over-refusal": axes.over_refusal,
         "right": axes.right,
         "utility": mean(axes.utility.values()),
-        "worst ability": ability,
+        "ability kept": ability_kept(axes, start),
+        "nll": max(axes.nll.values()),
         "degenerate": axes.degenerate,
         "touched": result["touched"],
         "sum": (1 - axes.harm(dropped)) + axes.right + mean(axes.utility.values()),
         "train s": result["train_s"],
     }
+
+
+def ability_kept(axes: Axes, start: Axes) -> float:
+    """What is left of the ability that lost most, as a share of what it was at v0."""
+    return min(share / start.utility[name] for name, share in axes.utility.items())
 
 
 def spreads(rows: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
@@ -69,26 +74,31 @@ def is_ahead(one: Mapping[int, Numbers], other: Mapping[int, Numbers], column: s
     return found.mean > found.deviation
 
 
-def is_better_on_two(one: Mapping[int, Numbers], other: Mapping[int, Numbers]) -> bool:
-    """Whether one method is better than another on two of harm, right lookalikes, utility, and worse on none."""
+def axes_ahead(one: Mapping[int, Numbers], other: Mapping[int, Numbers]) -> list[str]:
+    """On which of harm, right lookalikes and utility one method is better than another by more than the spread."""
     axes = (("harm", -1), ("right", 1), ("utility", 1))
-    wins = sum(is_ahead(one, other, column, sign) for column, sign in axes)
-    return wins >= 2 and not any(is_ahead(other, one, column, sign) for column, sign in axes)
+    return [column for column, sign in axes if is_ahead(one, other, column, sign)]
 
 
-def continual_numbers(entry: Result) -> dict[str, float]:
-    """One entry of a story, in columns; "elsewhere" are the categories that no published round named yet."""
+def continual_numbers(entry: Result, start: Result) -> dict[str, float]:
+    """One entry of a story, in columns; "elsewhere" are the categories that no round was played for yet.
+
+    Args:
+        start: the story's entry of v0.
+    """
     axes, dropped = Axes(**entry["axes"]), entry["dropped"]
     others = [name for name in axes.harm_plain if name not in dropped]
     return {
         "harm": axes.harm(dropped) if dropped else float("nan"),
         "worst harm": axes.worst_harm(dropped) if dropped else float("nan"),
+        "harm elsewhere": axes.harm(others),
         "plain elsewhere": _mean_of(axes.harm_plain, others),
         "jailbroken elsewhere": _mean_of(axes.harm_jailbroken, others),
         "over-refusal": axes.over_refusal,
         "right": axes.right,
         "utility": mean(axes.utility.values()),
-        "worst ability": min(axes.utility.values()),
+        "ability kept": ability_kept(axes, Axes(**start["axes"])),
+        "nll": max(axes.nll.values()),
         "degenerate": axes.degenerate,
         "touched": entry.get("touched", 0.0),
         "published": float(entry["published"]),
