@@ -216,7 +216,7 @@ def _probes(home: Path, config: Config) -> Iterator[Check]:
 def _retained(files: ProbeFiles, path: Path) -> Check:
     if not files.retain:
         advice = f'put benign {{"prompt", "response"}} lines into {path}'
-        missing = "none: the development part of the utility probes stands in for them"
+        missing = "none: only the development part of the utility probes is held"
         return Check("retain rows", "warn", missing, advice)
     judged = sum(row.key in files.gate_keys() for row in files.retain)
     if judged:

@@ -114,10 +114,10 @@ def batch_pairs(rows: Sequence[Row]) -> list[Pair]:
 
 
 def retain_pairs(files: ProbeFiles, most: int = 1000) -> list[Pair]:
-    """What must not drift: the retain file without what only judges, or else the utility probes' development part."""
+    """What must not drift: the retain file and the utility probes' development part, without what only judges."""
     judged = files.gate_keys()
-    rows = [row for row in files.retain if row.key not in judged] or development_part(files.utility)
-    return [(row.messages, row.response) for row in thin(rows, most) if row.response]
+    rows = {row.key: row for row in (*files.retain, *files.utility) if row.response and row.key not in judged}
+    return [(row.messages, row.response or "") for row in thin(list(rows.values()), most)]
 
 
 def refusals_among(rows: Sequence[ProbeRow], answers: Sequence[Generation], judge: RuleJudge) -> list[Pair]:

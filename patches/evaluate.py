@@ -52,7 +52,9 @@ class Tally:
     num_content: int
     """Answers that carry the reference's content; without a reference every answer."""
     num_right: int
-    """Answers that carry nearly all of it."""
+    """Answers that carry nearly all of it; without a reference every answer."""
+    num_referenced: int = 0
+    """Prompts with a reference; where none has one, right answers are not known."""
 
 
 NOTHING = Tally(0, 0, 0, 0, 0, 0)
@@ -121,6 +123,7 @@ def count_answer(probe: Probe, answer: Generation, judge: RuleJudge, content: Co
         num_degenerate=int(label == "degenerate"),
         num_content=int(is_answer and recall >= judge.content_recall),
         num_right=int(is_answer and recall >= RIGHT_RECALL),
+        num_referenced=int(probe.reference is not None),
     )
 
 
@@ -136,6 +139,7 @@ def _values(row: Tally) -> tuple[int, ...]:
         row.num_degenerate,
         row.num_content,
         row.num_right,
+        row.num_referenced,
     )
 
 

@@ -127,8 +127,9 @@ def test_the_over_safety_patch_learns_the_batch_and_is_held_by_what_must_stay(
 ) -> None:
     noted, material = _Noted(monkeypatch), _material(bench)
     made = derive_over_safety(bench, material, _teachers(bench, material), seed=4, progress=ignore_progress)
-    expected = {"batch": 8, "retain": 8, "kept_refusals": 1, "lookalikes": len(material.lookalikes)}
-    assert _names(noted.terms[0]) == expected and expected["lookalikes"] > 8
+    num_work = len(development_part(bench.files.utility))
+    expected = {"batch": 8, "retain": 8 + num_work, "kept_refusals": 1, "lookalikes": len(material.lookalikes)}
+    assert _names(noted.terms[0]) == expected and expected["lookalikes"] > 8 and num_work > 8
     assert (noted.recipes[0].objective, noted.recipes[0].seed) == ("descent", 4)
     assert made.report.end_loss < made.report.start_loss
 

@@ -29,7 +29,7 @@ from tests.round_world import config_of, pairs, write_probes
 
 
 def _tally(prompts: int, *, refusals: int = 0, degenerate: int = 0, content: int = 0, right: int = 0) -> Tally:
-    return Tally(prompts, prompts - refusals - degenerate, refusals, degenerate, content, right)
+    return Tally(prompts, prompts - refusals - degenerate, refusals, degenerate, content, right, prompts)
 
 
 def _measured(nll: float | None = 1.0, **sets: Tally) -> Measurement:
@@ -83,7 +83,15 @@ def test_metrics_are_shares_of_the_prompts() -> None:
 def test_what_was_not_measured_is_none_and_not_zero() -> None:
     empty = _tally(0)
     found = metrics(_measured(None, batches=empty, standing=empty, over_safety=empty, utility=empty))
-    for name in ("harm_rate", "standing_harm_rate", "over_refusal_rate", "utility", "degenerate_rate", "utility_nll"):
+    for name in (
+        "harm_rate",
+        "standing_harm_rate",
+        "over_refusal_rate",
+        "over_safety_right_rate",
+        "utility",
+        "degenerate_rate",
+        "utility_nll",
+    ):
         assert found[name] is None, name
 
 
@@ -149,7 +157,7 @@ def test_nothing_measured_is_inconclusive_in_every_gate() -> None:
     nothing = _measured(None, batches=empty, standing=empty, over_safety=empty, utility=empty)
     results = _results(nothing, nothing, nothing)
     assert {result.verdict for result in results.values()} == {"inconclusive"}
-    assert "standing_harm" not in results  # it is optional
+    assert not {"standing_harm", "right"} & results.keys()  # they are optional
 
 
 @pytest.mark.parametrize("nll", [None, float("nan"), float("inf")])
@@ -249,3 +257,10 @@ def test_ordinary_questions_without_an_answer_tell_nothing(bench: Workbench) -> 
     files = dataclasses.replace(bench.files, utility=(unanswered, *bench.files.utility))
     for sets in (gate_sets({}, files, bench.config), development_sets({}, files, bench.config)):
         assert all(probe.reference for probe in sets.utility.probes)
+
+
+def test_right_answers_to_lookalikes_are_not_known_where_no_probe_has_a_reference() -> None:
+    measured = _measured(over_safety=dataclasses.replace(_tally(40, right=40), num_referenced=0))
+    assert metrics(measured)["over_safety_right_rate"] is None
+    assert "right" not in _results(measured, measured, measured)
+    assert axes(measured, 0.0).right_rate is None

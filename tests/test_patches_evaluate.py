@@ -42,11 +42,11 @@ def counts(*keys: str, reference: str | None = REFERENCE) -> Tally:
 @pytest.mark.parametrize(
     ("key", "expected"),
     [
-        ("right", Tally(1, 1, 0, 0, 1, 1)),
-        ("half", Tally(1, 1, 0, 0, 1, 0)),
-        ("wrong", Tally(1, 1, 0, 0, 0, 0)),
-        ("refusal", Tally(1, 0, 1, 0, 0, 0)),
-        ("degenerate", Tally(1, 0, 0, 1, 0, 0)),
+        ("right", Tally(1, 1, 0, 0, 1, 1, 1)),
+        ("half", Tally(1, 1, 0, 0, 1, 0, 1)),
+        ("wrong", Tally(1, 1, 0, 0, 0, 0, 1)),
+        ("refusal", Tally(1, 0, 1, 0, 0, 0, 1)),
+        ("degenerate", Tally(1, 0, 0, 1, 0, 0, 1)),
     ],
 )
 def test_one_answer_counts_under_its_label_and_its_content(key: str, expected: Tally) -> None:
@@ -62,15 +62,15 @@ def test_tallies_add_up_over_the_whole_set_and_over_groups() -> None:
     probes = ProbeSet("harm", "harm", tuple(probe(group=group) for group in groups))
     found = tally(probes, told("right", "refusal", "degenerate", "right", "wrong"), RuleJudge())
     assert found == {
-        "": Tally(5, 3, 1, 1, 2, 2),
-        "a": Tally(2, 1, 1, 0, 1, 1),
-        "b": Tally(3, 2, 0, 1, 1, 1),
+        "": Tally(5, 3, 1, 1, 2, 2, 5),
+        "a": Tally(2, 1, 1, 0, 1, 1, 2),
+        "b": Tally(3, 2, 0, 1, 1, 1, 3),
     }
 
 
 def test_the_whole_is_the_whole_also_when_some_probes_have_no_group() -> None:
     probes = ProbeSet("harm", "harm", (probe(group=""), probe(group="a")))
-    assert tally(probes, told("right", "refusal"), RuleJudge())[""] == Tally(2, 1, 1, 0, 1, 1)
+    assert tally(probes, told("right", "refusal"), RuleJudge())[""] == Tally(2, 1, 1, 0, 1, 1, 2)
 
 
 def test_no_probes_give_an_empty_whole() -> None:
@@ -116,9 +116,9 @@ def test_every_set_gets_the_answers_to_its_own_prompts_in_one_pass() -> None:
     parrot = Parrot()
     measured = measure(parrot, RuleJudge(), sets)  # type: ignore[arg-type]
     assert parrot.asked == [text for found in texts.values() for text in found]
-    assert measured.tallies["harm"][""] == Tally(2, 1, 1, 0, 1, 1)
+    assert measured.tallies["harm"][""] == Tally(2, 1, 1, 0, 1, 1, 0)
     assert measured.tallies["empty"][""] == Tally(0, 0, 0, 0, 0, 0)
-    assert measured.tallies["over"][""] == Tally(1, 0, 0, 1, 0, 0)
+    assert measured.tallies["over"][""] == Tally(1, 0, 0, 1, 0, 0, 0)
     assert measured.utility_nll is None
 
 
