@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ import structlog
 from daemon import cli, exitcodes
 from daemon.child import worker_argv
 from daemon.service import Service
-from state.filesystem import Chunk, FileSystem, use
+from state.filesystem import use
 from state.layout import PROGRESS_FILE
 from state.quarantine import Quarantined
 from state.rows import BatchRow
 from state.store import Store
+from tests.disks import FullDisk, fill, mounted
 from tests.fakes_service import NOW, FakeWorker, Running, drop, fast_config, make_model, wait_until, write_probes
 from tests.round_world import content
 from tests.test_daemon_commands import spoil_pickle, spoil_remote_code
@@ -432,22 +432,6 @@ def test_a_second_service_on_the_same_home_is_told_who_has_it_and_takes_nothing(
     assert len(desk.worker.starts("round")) == 1
 
 
-class _FullDisk(FileSystem):
-    """No byte more fits, while ``is_full``."""
-
-    is_full = True
-
-    def write(self, fd: int, data: Chunk) -> int:
-        if self.is_full:
-            raise OSError(ENOSPC, os.strerror(ENOSPC))
-        return super().write(fd, data)
-
-    def copy_range(self, source_fd: int, target_fd: int, num_bytes: int) -> int:
-        if self.is_full:
-            raise OSError(ENOSPC, os.strerror(ENOSPC))
-        return super().copy_range(source_fd, target_fd, num_bytes)
-
-
 def _everything_dropped_is_there(home: Path, data: bytes) -> bool:
     return data in content(home / "inbox").values() or data in content(home / "store" / "spool").values()
 
@@ -455,7 +439,7 @@ def _everything_dropped_is_there(home: Path, data: bytes) -> bool:
 def test_a_full_disk_loses_nothing_says_so_and_goes_on_when_there_is_room(desk: Desk) -> None:
     data = lines(rows())
     drop(desk.home, "a.jsonl", data.decode())
-    disk = _FullDisk()
+    disk = FullDisk()
     before = content(desk.home / "models")
     with use(disk):
         assert desk.service().run() == exitcodes.DEGRADED
@@ -469,23 +453,8 @@ def test_a_full_disk_loses_nothing_says_so_and_goes_on_when_there_is_room(desk: 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def _fill(path: Path) -> None:
-    with path.open("ab", buffering=0) as file:
-        for size in (1 << 16, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError as err:
-                assert err.errno == ENOSPC
+    with mounted(tmp_path / "disk", 8) as disk:
+        yield disk
 
 
 def test_a_disk_that_is_really_full_loses_nothing_and_goes_on_when_there_is_room(small_disk: Path) -> None:
@@ -496,11 +465,11 @@ def test_a_disk_that_is_really_full_loses_nothing_and_goes_on_when_there_is_room
         wait_until(lambda: [row.state for row in desk.batches().values()] == ["published"])
         more = lines(rows(seed="more"))
         drop(desk.home, ".aside", more.decode())
-        _fill(small_disk / "filler")
+        filler = fill(small_disk)
         (desk.home / "inbox" / ".aside").rename(desk.home / "inbox" / "b.jsonl")
         time.sleep(1.0)
         assert _everything_dropped_is_there(desk.home, more)
         assert (desk.home / "models" / "current").readlink() == Path("v1")
         assert running.code is None
-        (small_disk / "filler").unlink()
+        filler.unlink()
         wait_until(lambda: [row.state for row in desk.batches().values()] == ["published"] * 2)

@@ -1,6 +1,5 @@
 """The supervisor's loop, with real files and workers that only pretend."""
 
-import errno
 import json
 import os
 import signal
@@ -18,10 +17,11 @@ import pytest
 from daemon import exitcodes
 from daemon.config import Config, ConfigError
 from daemon.service import Service
-from state.filesystem import Chunk, FileSystem, use
+from state.filesystem import use
 from state.layout import PROGRESS_FILE
 from state.rows import BatchRow, RoundRow
 from state.store import Store
+from tests.disks import FullDisk
 from tests.fakes_service import (
     NOW,
     FakeWorker,
@@ -268,25 +268,8 @@ def test_below_the_disk_floor_nothing_is_claimed_and_nothing_is_lost(home: Path,
     assert _once(home, worker) == exitcodes.OK
 
 
-class _FullDisk(FileSystem):
-    """Every new file finds the disk full, while ``is_full``."""
-
-    is_full = True
-
-    def write(self, fd: int, data: Chunk) -> int:
-        if self.is_full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(fd, data)
-
-    def copy_range(self, source_fd: int, target_fd: int, num_bytes: int) -> int:
-        if self.is_full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().copy_range(source_fd, target_fd, num_bytes)
-
-
 def test_a_full_disk_stops_claiming_and_says_so_until_there_is_room(home: Path, worker: FakeWorker) -> None:
-    disk = _FullDisk()
-    disk.is_full = False
+    disk = FullDisk(is_full=False)
     with use(disk), _forever(home, worker), Store.open(home) as store:
         wait_until(lambda: _shown(home).get("state") == "idle")
         disk.is_full = True
