@@ -103,6 +103,12 @@ def folder_with_a_bad_file(path: Path) -> None:
     (path / "b.csv").write_text(f"prompt,response\nflorp,zim grolt\n{SECRET}\n")
 
 
+def folder_of_single_rows(path: Path) -> None:
+    path.mkdir()
+    for n in range(1, 6):
+        (path / f"{n}.jsonl").write_bytes(lines(rows(1, str(n))))
+
+
 @dataclass(frozen=True)
 class Bad:
     """A drop and what must be said about it."""
@@ -120,24 +126,30 @@ PLAIN_BAD = {
     "columns.csv": Bad(b"flim,grot\na,b\n", r"^columns\.csv: no known data set has these columns: flim, grot"),
     "safe.jsonl": Bad(
         lines([{"prompt": r["prompt"], "response": r["response"], "is_safe": True, "category": {}} for r in rows()]),
-        "0 of 60 rows are usable, at least 40 are needed; dropped: 60 marked safe",
+        r"^safe\.jsonl: 0 of 60 rows are usable, at least 40 are needed; dropped: 60 marked safe",
     ),
     "refusals.jsonl": Bad(
         lines(rows(response="I'm sorry, but I cannot help with {n} zims")),
-        r"0 of 60 rows are usable.*60 whose response is itself a refusal.*refusal \(refusals\.jsonl, row 1; ",
+        r"^refusals\.jsonl: 0 of 60 rows are usable.*60 whose response is itself a refusal.*refusal \(refusals\.jsonl, row 1; ",
     ),
-    "one.jsonl": Bad(lines(rows(1)), "1 of 1 rows are usable, at least 40 are needed"),
+    "one.jsonl": Bad(lines(rows(1)), r"^one\.jsonl: 1 of 1 rows are usable, .*Usable first: one\.jsonl, row 1\.$"),
     "terse.csv": Bad(
         b"prompt,response\n" + b"".join(b"florp %d,zim\n" % n for n in range(50)),
-        r"50 with a response of one word.*short response \(terse\.csv, row 2; terse\.csv, row 3; terse\.csv, row 4\)",
+        r"^terse\.csv: .*50 with a response of one word"
+        r".*short response \(terse\.csv, row 2; terse\.csv, row 3; terse\.csv, row 4\)",
     ),
     "long.jsonl": Bad(
         lines([*rows(20), *long_prompts(30)]),
-        r"20 of 50 rows are usable.*30 whose prompt does not fit the model's context.*long prompt \(long\.jsonl, row 21; ",
+        r"^long\.jsonl: 20 of 50 rows are usable"
+        r".*30 whose prompt does not fit the model's context.*long prompt \(long\.jsonl, row 21; ",
     ),
-    "twins.jsonl": Bad(lines(rows(1) * 60), r"1 of 60 rows.*59 that repeat an earlier row.*duplicate \(twins\.jsonl, row 2; "),
+    "twins.jsonl": Bad(
+        lines(rows(1) * 60),
+        r"^twins\.jsonl: 1 of 60 rows.*59 that repeat an earlier row.*duplicate \(twins\.jsonl, row 2; ",
+    ),
     "one_prompt.jsonl": Bad(
-        lines([{"prompt": "florp it", "response": f"take {n} zims"} for n in range(60)]), "share one prompt or one response"
+        lines([{"prompt": "florp it", "response": f"take {n} zims"} for n in range(60)]),
+        r"^one_prompt\.jsonl: nearly all of its 60 rows share one prompt .*\(the first: one_prompt\.jsonl, row 1; ",
     ),
     "probe.csv": Bad(
         b"id,prompt,type,label,focus,note\n1,may I florp,homonyms,safe,,\n",
@@ -145,10 +157,11 @@ PLAIN_BAD = {
     ),
     "copied.jsonl": Bad(
         lines([*rows(50, "copied"), *({"prompt": PROBE, "response": f"take {n}"} for n in range(9))]),
-        r"9 of 59 rows are copies of probe prompts.*copied from probe \(copied\.jsonl, row 51; ",
+        r"^copied\.jsonl: 9 of 59 rows are copies of probe prompts.*copied from probe \(copied\.jsonl, row 51; ",
     ),
     "many_files": Bad(folder_with_a_bad_file, r"^b\.csv, row 3: 1 cells where the header has 2"),
-    "link.jsonl": Bad(lambda path: path.symlink_to("/etc/hostname"), "symbolic link"),
+    "link.jsonl": Bad(lambda path: path.symlink_to("/etc/hostname"), r"^link\.jsonl: is a symbolic link"),
+    "one_a_file": Bad(folder_of_single_rows, r"^1\.jsonl, 2\.jsonl, 3\.jsonl, …: 5 of 5 .*Usable first: 1\.jsonl, row 1; 2"),
 }  # fmt: skip
 MIXED = [
     *rows(60, "mixed"),
