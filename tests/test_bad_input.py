@@ -318,6 +318,41 @@ def test_the_same_batch_in_a_later_run_changes_nothing(desk: Desk) -> None:
     assert len(desk.worker.starts("round")) == 1 and len(desk.batches()) == 1
 
 
+def test_once_prints_what_came_to_an_end_in_it_and_nothing_else(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("daemon.child.worker_argv", lambda home, kind, name, **_: desk.argv(kind, name))
+    (desk.home / "service.toml").write_text("[inbox]\nsettle_s = 0.05\n")
+
+    def once(*flags: str) -> tuple[int, str]:
+        code = cli.main(["-c", str(desk.home), *flags, "run", "--once", "--log-format", "json"])
+        return code, capsys.readouterr().out
+
+    drop(desk.home, "good.jsonl", lines(rows()).decode())
+    drop(desk.home, "bad.jsonl", "")
+    (desk.home / "inbox" / "link").symlink_to("/etc/hostname")
+    code, out = once("--json")
+    ended = {view["name"]: view for view in json.loads(out)}
+    assert (code, {name: view["state"] for name, view in ended.items()}) == (
+        exitcodes.DEGRADED, {"good.jsonl": "published", "bad.jsonl": "quarantined", "link": "quarantined"}
+    )  # fmt: skip
+    assert ended["bad.jsonl"]["reason"].startswith("bad.jsonl: ") and ended["good.jsonl"]["versions"] == ["v1"]
+    assert ended["good.jsonl"]["id"] == desk.batches()["good.jsonl"].sha256
+
+    drop(desk.home, "next.jsonl", lines(rows(seed="next")).decode())
+    code, out = once()
+    assert (code, len(out.splitlines())) == (exitcodes.OK, 2)
+    assert re.search(r"next\.jsonl +published +v2$", out, re.M)
+    assert once("--json") == (exitcodes.OK, "[]\n")
+    assert once() == (exitcodes.OK, "nothing came to an end\n")
+
+
+def test_a_run_that_could_not_start_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "service.toml").write_text("")
+    assert cli.main(["-c", str(tmp_path), "--json", "run", "--once", "--log-format", "json"]) == exitcodes.NO_STORE
+    assert capsys.readouterr().out == ""
+
+
 def test_a_hundred_thousand_rows_are_taken_in(desk: Desk) -> None:
     with (desk.home / "inbox" / "big.jsonl").open("wb") as file:
         file.write(lines(rows(MANY)))
