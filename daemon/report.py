@@ -14,7 +14,7 @@ from state.rows import BatchRow, RoundRow
 
 
 def facts(
-    shop: Workshop, claims: Claims, intakes: Intakes, rounds: Rounds, queue: Sequence[BatchRow]
+    shop: Workshop, *, claims: Claims, intakes: Intakes, rounds: Rounds, queue: Sequence[BatchRow]
 ) -> dict[str, Any]:
     """What run/progress.json says, but for its time and process id."""
     row = shop.store.ledger.round(rounds.job.name) if rounds.job else None
