@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from state.batches import file_sha256
+from state.batches import check_depth, file_sha256, printable
 
 IGNORED: Final = (
     ".*", "*~", "Thumbs.db", "desktop.ini", "@eaDir", "__MACOSX", "~syncthing~*", "lost+found",
@@ -63,7 +63,7 @@ class Snapshot:
     members: tuple[Member, ...]
     """Everything below a folder, sorted by name."""
     unreadable: str = ""
-    """Name of something in it that may not be read."""
+    """Name of something in it that may not be read, safe to print."""
 
     @property
     def is_folder(self) -> bool:
@@ -83,9 +83,9 @@ class Snapshot:
 
     @property
     def partial(self) -> str:
-        """Name of a file in it that is still being copied, or empty."""
+        """Name of a file in it that is still being copied, safe to print; or empty."""
         names = (member.name for member in self.members)
-        return next((name for name in names if _matches(name.rpartition("/")[2], PARTIAL)), "")
+        return printable(next((name for name in names if _matches(name.rpartition("/")[2], PARTIAL)), ""))
 
     @property
     def num_bytes(self) -> int:
@@ -103,6 +103,10 @@ class Snapshot:
                 yield root / member.name if member.name else root
 
 
+UNSEEN: Final = Snapshot(Member("", 0, 0, 0, 0, 0, 0), ())
+"""A drop that cannot be looked at."""
+
+
 def is_ignored(name: str) -> bool:
     """Whether a name in the inbox is no drop."""
     return _matches(name, IGNORED)
@@ -117,15 +121,22 @@ def marker_of(name: str, names: set[str]) -> str:
 
 
 def snapshot(path: Path) -> Snapshot:
-    """The state of a drop now; links are not followed. Raises FileNotFoundError when it is gone."""
+    """The state of a drop now; links are not followed.
+
+    Raises:
+        FileNotFoundError: it is gone.
+        RefusedError: it is too deep.
+        OSError: it cannot be looked at.
+    """
     top = _member(path, "")
     if top.kind == stat.S_IFLNK or not _may_read(path, top.kind):
-        return Snapshot(top, (), "" if top.kind == stat.S_IFLNK else path.name)
+        return Snapshot(top, (), "" if top.kind == stat.S_IFLNK else printable(path.name))
     if top.kind != stat.S_IFDIR:
         return Snapshot(top, ())
-    members = tuple(sorted(_walk(path, ""), key=lambda member: member.name))
-    refused = (m.name for m in members if not _may_read(path / m.name, m.kind))
-    return Snapshot(top, members, next(refused, ""))
+    members, refused = _walk(path)
+    refused += [m.name for m in members if not _may_read(path / m.name, m.kind)]
+    in_order = tuple(sorted(members, key=lambda member: member.name))
+    return Snapshot(top, in_order, printable(min(refused, default="")))
 
 
 def is_open_for_writing(path: Path) -> bool:
@@ -193,17 +204,34 @@ def _member(path: Path, name: str) -> Member:
     return Member(name, kind, size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_nlink)
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[Member]:
-    try:
-        entries = list(os.scandir(folder))
-    except PermissionError:
-        return  # `snapshot` names the folder as unreadable
-    for entry in entries:
-        with contextlib.suppress(FileNotFoundError):
-            member = _member(Path(entry.path), prefix + entry.name)
-            yield member
+def _walk(drop: Path) -> tuple[list[Member], list[str]]:
+    """What can be seen below a folder, and the names of what cannot, in no order."""
+    members, refused, folders = list[Member](), list[str](), [""]
+    for prefix in folders:  # grows while it is walked
+        check_depth(Path(prefix))
+        for name in _names(drop, prefix):
+            try:
+                member = _member(drop / prefix / name, prefix + name)
+            except FileNotFoundError:
+                continue
+            except PermissionError:
+                refused.append(prefix + name)
+                continue
+            members.append(member)
             if member.kind == stat.S_IFDIR:
-                yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
+                folders.append(f"{prefix}{name}/")
+    return members, refused
+
+
+def _names(drop: Path, prefix: str) -> list[str]:
+    try:
+        return [entry.name for entry in os.scandir(drop / prefix)]
+    except PermissionError:
+        return []  # `snapshot` names the folder as unreadable
+    except FileNotFoundError:
+        if prefix:
+            return []
+        raise
 
 
 def _may_read(path: Path, kind: int) -> bool:

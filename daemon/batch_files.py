@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from daemon.rows import BatchError
+from state.batches import printable
 
 _GIB = 1 << 30
 _CHUNK_BYTES = 1 << 20
@@ -96,7 +97,7 @@ def open_members(path: Path, limits: Limits) -> Generator[Member, None, None]:
         BatchError: a link, a device, an unreadable file, too many files, or no data file at all.
         OSError: the path is missing or the disk fails; the batch itself may be fine.
     """
-    name = _printable(path.name)
+    name = printable(path.name)
     with _opened(path, name, at=None) as handle:
         if not stat.S_ISDIR(os.fstat(handle).st_mode):
             yield from _member(handle, name)
@@ -159,7 +160,7 @@ def _walk(folder: int, *, prefix: str, depth: int) -> Iterator[Member]:
     for entry in sorted(os.listdir(folder)):
         if is_skipped(entry):
             continue
-        name = prefix + _printable(entry)
+        name = prefix + printable(entry)
         with _opened(entry, name, at=folder) as handle:
             if not stat.S_ISDIR(os.fstat(handle).st_mode):
                 yield from _member(handle, name)
@@ -171,7 +172,7 @@ def _walk(folder: int, *, prefix: str, depth: int) -> Iterator[Member]:
 
 def _no_data(name: str, folder: int) -> BatchError:
     """The error for a drop of nothing but names that are passed over; one such file may be the whole drop."""
-    passed_over = [_printable(entry) for entry in sorted(os.listdir(folder)) if is_skipped(entry)]
+    passed_over = [printable(entry) for entry in sorted(os.listdir(folder)) if is_skipped(entry)]
     if not passed_over:
         return BatchError(name, None, "the folder holds no data file", hint="put the rows into it and drop it again")
     shown = ", ".join(passed_over[:_MAX_SHOWN]) + (", …" if len(passed_over) > _MAX_SHOWN else "")
@@ -209,8 +210,3 @@ def _unusable(path: Path | str, *, at: int | None, err: OSError) -> str:
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         return "not a regular file"
     return "may not be read by this user" if isinstance(err, PermissionError) else ""
-
-
-def _printable(name: str) -> str:
-    """The name with everything escaped that would break a terminal, a log line or UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)

@@ -30,7 +30,7 @@ class Claims:
     def start(self) -> None:
         """Claims what an earlier service left in the spool, and begins to watch."""
         self._try_claiming(self._recover)
-        self.inbox.scan(self._shop.now())
+        self._scan()
         self._watcher.start()
 
     def stop(self) -> None:
@@ -46,7 +46,7 @@ class Claims:
         """Takes changed settings."""
         self._watcher.stop()
         self.inbox.apply(self._shop.config)
-        self.inbox.scan(self._shop.now())
+        self._scan()
         self._watcher = self._new_watcher()
         self._watcher.start()
 
@@ -70,9 +70,16 @@ class Claims:
     def _watch(self) -> None:
         if not self._watcher.is_healthy():
             _log.warning(WATCHER_LOST, inbox=str(self.inbox.root))
-            self.inbox.scan(self._shop.now())
+            self._scan()
             self._watcher.start()
             self._is_due = True
+
+    def _scan(self) -> None:
+        """Looks at the inbox; that it can be looked at is no reason to go on where something else stopped claiming."""
+        try:
+            self.inbox.scan(self._shop.now())
+        except OSError as err:
+            self._stop_claiming(err)
 
     def _recover(self) -> None:
         self.inbox.recover(self._shop.stamp())
@@ -93,12 +100,12 @@ class Claims:
         try:
             action()
         except OSError as err:
-            cause = err.strerror or str(err)
-            self._stop_claiming(f"nothing is claimed: {cause}")
+            self._stop_claiming(err)
         else:
             self._go_on()
 
-    def _stop_claiming(self, cause: str) -> None:
+    def _stop_claiming(self, err: OSError) -> None:
+        cause = f"nothing is claimed: {err.strerror or err}"
         if not self.stopped_by:
             _log.error(CLAIMING_STOPPED, cause=cause)
         self.stopped_by = cause

@@ -19,6 +19,7 @@ from daemon import (
     commands_bisect,
     commands_control,
     commands_explain,
+    commands_run,
     commands_setup,
     commands_show,
     commands_store,
@@ -29,7 +30,7 @@ from daemon.terminal import printable, style_of
 from state import errors
 
 GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
-    ("set up and run", commands_setup.COMMANDS),
+    ("set up and run", (*commands_setup.COMMANDS, *commands_run.COMMANDS)),
     ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_bisect.COMMANDS)),
     ("decide", commands_control.COMMANDS),
     ("keep", commands_store.COMMANDS),

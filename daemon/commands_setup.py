@@ -1,26 +1,21 @@
-"""Commands that make a home, feed it, run it, and look at the machine it runs on."""
+"""Commands that make a home, and look at its settings and at the machine it runs on."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes
 from daemon.command import Answer, Command, CommandError, Context, arg, utc_now
-from daemon.terminal import Colour, printable, size, wrapped
-from state.errors import StoreMissingError
+from daemon.terminal import Colour, size, wrapped
 
 if TYPE_CHECKING:
     from daemon.config import Config
-    from daemon.submit import Fate, Submitted
-    from state.store import Store
 
 _SERVICE_TOML: Final = """\
 # Settings of alignd. What is not here has a default: `alignd config show` prints all of them.
@@ -110,66 +105,6 @@ def _next_steps(home: Path, base: Path, num_bytes: int) -> list[str]:
     ]
 
 
-def run(context: Context, args: argparse.Namespace) -> Answer:
-    """Runs the service in the foreground."""
-    from daemon import log
-    from daemon.child import worker_argv
-    from daemon.service import Service
-
-    def argv(kind: str, name: str) -> list[str]:
-        return worker_argv(context.home, kind, name, log_form=args.log_format, config_path=context.service_file)
-
-    config = context.config()
-    log.configure(sys.stderr, form=args.log_format, env=os.environ)
-    service = Service(context.home, config, once=args.once, argv=argv, config_path=context.service_file)
-    return Answer(code=service.run(), silent=True)
-
-
-def submit(context: Context, args: argparse.Namespace) -> Answer:
-    """Puts files or folders into the inbox; with `--wait` follows each to its end."""
-    from daemon.submit import follow, known_state
-    from daemon.submit import submit as put
-
-    config = context.config()
-    inbox = context.home / config.inbox.path
-    if not inbox.is_dir():
-        raise CommandError(exitcodes.FAILED, f"{inbox} is missing", "start the service or create the folder")
-    store = _store_or_none(context)
-    try:
-        drops = [put(Path(path), inbox, config.inbox, known=known_state(store)) for path in args.paths]
-        if not args.wait:
-            return _submitted(drops, [])
-        if store is None:
-            raise StoreMissingError(f"{context.home} has no store", "`alignd run` makes one from service.toml")
-        fates = [follow(store, drop, timeout_s=args.timeout) for drop in drops]
-    finally:
-        if store is not None:
-            store.close()
-    return _submitted(drops, fates)
-
-
-def _store_or_none(context: Context) -> Store | None:
-    try:
-        return context.store()
-    except StoreMissingError:
-        return None
-
-
-def _submitted(drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
-    listed: list[dict[str, Any]] = [asdict(drop) for drop in drops]
-    lines = []
-    for i, drop in enumerate(drops):
-        text = f"{drop.batch[:12]}  {printable(drop.name)}"
-        if drop.known_as:
-            text += f"  known already, not dropped again ({drop.known_as}); `alignd retry` queues it again"
-        if fates:
-            fate = fates[i]
-            listed[i] |= {"state": fate.state, "reason": fate.reason}
-            text += f"  {fate.state.replace('_', ' ')}{': ' if fate.reason else ''}{printable(fate.reason)}"
-        lines.append(text)
-    return Answer(listed, tuple(lines), max((fate.code for fate in fates), default=exitcodes.OK))
-
-
 def config_check(context: Context, args: argparse.Namespace) -> Answer:
     """Says whether service.toml can be used."""
     _usable_config(context)
@@ -249,35 +184,6 @@ COMMANDS: Final = (
         (
             arg("folder", metavar="DIR", help="the home; created when it is missing"),
             arg("--model", metavar="PATH", help="the model: Hugging Face layout, safetensors, chat template"),
-        ),
-    ),
-    Command(
-        "run",
-        "Run the service in the foreground",
-        ("alignd -c /var/lib/alignd run", "alignd run --once"),
-        run,
-        (
-            arg(
-                "--once",
-                action="store_true",
-                help="empty the inbox, finish every round, and exit: 0, or 3 if something was not published",
-            ),
-            arg("--log-format", choices=["auto", "json", "console"], default="auto", help="default: auto"),
-        ),
-    ),
-    Command(
-        "submit",
-        "Put files or folders into the inbox, each one batch",
-        ("alignd submit harvest.jsonl", "alignd submit --wait --timeout 3600 monday.parquet"),
-        submit,
-        (
-            arg("paths", nargs="+", metavar="PATH", help="a file, or a folder of files that is one batch"),
-            arg(
-                "--wait",
-                action="store_true",
-                help="until its round ended: 0 published, 5 not published, 3 quarantined, 12 no service",
-            ),
-            arg("--timeout", type=float, metavar="S", help="wait at most this many seconds, then exit with 75"),
         ),
     ),
     Command(

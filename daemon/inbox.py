@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import uuid
 from dataclasses import dataclass, replace
@@ -12,8 +11,9 @@ from typing import Final
 
 import structlog
 
-from daemon.arrival import Snapshot, is_ignored, is_open_for_writing, manifest_matches, marker_of, snapshot
+from daemon.arrival import UNSEEN, Snapshot, is_ignored, is_open_for_writing, manifest_matches, marker_of, snapshot
 from daemon.config import Config
+from daemon.faults import UNFIT, cause, stops_all
 from daemon.job import ACTOR
 from daemon.log import (
     BATCH_CLAIMED,
@@ -26,8 +26,7 @@ from daemon.log import (
 )
 from daemon.spool import ChangedError, entry_name, spooled_name, take_out
 from state import durable
-from state.batches import identity
-from state.errors import RefusedError
+from state.batches import identity, printable
 from state.queue import Claim
 from state.store import Store
 
@@ -54,6 +53,11 @@ class Drop:
     """Why it is left where it is, for a person to mend."""
     marker: Path | None = None
     """The sibling file that says it is complete."""
+
+    @property
+    def label(self) -> str:
+        """Its name, safe to print."""
+        return printable(self.name)
 
     @property
     def is_complete(self) -> bool:
@@ -90,7 +94,7 @@ class Inbox:
     @property
     def problems(self) -> list[str]:
         """What a person has to mend, as of the latest scan; names, no content."""
-        return [f"{drop.name}: {drop.problem}" for drop in self._known.values() if drop.problem]
+        return [f"{drop.label}: {drop.problem}" for drop in self._known.values() if drop.problem]
 
     @property
     def waiting(self) -> list[Drop]:
@@ -98,14 +102,19 @@ class Inbox:
         return [drop for drop in self._known.values() if not drop.problem]
 
     def scan(self, now: datetime) -> list[Drop]:
-        """Every drop in the inbox, complete or not, by name; compares each with what the last scan saw."""
+        """Every drop in the inbox, complete or not, by name; compares each with what the last scan saw.
+
+        Raises:
+            OSError: the inbox itself cannot be looked at, or the machine is in trouble.
+        """
         self._ensure_root()
         names = {entry.name for entry in os.scandir(self.root)}
-        found = {}
+        found: dict[str, Drop] = {}
         for name in sorted(names):
             if not is_ignored(name) and not marker_of(name, names):
-                with contextlib.suppress(FileNotFoundError):
-                    found[name] = self._look(name, names, now)
+                drop = self._try_to_look(name, names, now)
+                if drop is not None:
+                    found[name] = drop
         self._known = found
         self._report_problems()
         return list(found.values())
@@ -143,12 +152,22 @@ class Inbox:
             durable.make_folder(self.root, 0o770)
             _log.warning(INBOX_RECREATED, inbox=str(self.root))
 
+    def _try_to_look(self, name: str, names: set[str], now: datetime) -> Drop | None:
+        try:
+            return self._look(name, names, now)
+        except FileNotFoundError:
+            return None  # its owner took it away
+        except UNFIT as err:
+            if stops_all(err, self.root / name):
+                raise
+            return Drop(name, self.root / name, UNSEEN, now, problem=f"it cannot be looked at: {cause(err)}")
+
     def _look(self, name: str, names: set[str], now: datetime) -> Drop:
         path = self.root / name
         seen = snapshot(path)
         before = self._known.get(name)
         if before is None:
-            _log.info(BATCH_SEEN, batch_name=name, num_bytes=seen.num_bytes)
+            _log.info(BATCH_SEEN, batch_name=printable(name), num_bytes=seen.num_bytes)
         if before is None or before.snapshot != seen or before.since > now:
             drop = Drop(name, path, seen, now)
         else:
@@ -181,7 +200,7 @@ class Inbox:
         if drop.marker is not None:
             return ""
         if self._settings.completion == "marker":
-            return f"its marker {drop.name}.done"
+            return f"its marker {drop.label}.done"
         if not drop.is_settled:
             return "to stand still"
         if self._settings.completion == "manifest" and not manifest_matches(drop.path):
@@ -193,7 +212,7 @@ class Inbox:
         current = {drop.name: drop.problem for drop in self._known.values() if drop.problem}
         for name, problem in current.items():
             if self._reported.get(name) != problem:
-                _log.warning(INBOX_PROBLEM_FOUND, batch_name=name, problem=problem)
+                _log.warning(INBOX_PROBLEM_FOUND, batch_name=printable(name), problem=problem)
         self._reported = current
 
     def _try_take_out(self, drop: Drop, entry: Path) -> bool:
@@ -201,8 +220,10 @@ class Inbox:
             take_out(drop.path, entry, drop.snapshot)
         except (FileNotFoundError, ChangedError):
             return False  # its owner took it away, or still works on it
-        except PermissionError as err:
-            problem = f"it cannot be moved out of the inbox ({err.strerror}); mend that or remove it"
+        except UNFIT as err:
+            if stops_all(err, drop.path):
+                raise
+            problem = f"it cannot be moved out of the inbox: {cause(err)}"
             self._refused[drop.name] = replace(drop, problem=problem)
             self._known[drop.name] = self._refused[drop.name]
             self._report_problems()
@@ -211,34 +232,38 @@ class Inbox:
 
     def _stood_still(self, drop: Drop, entry: Path) -> bool:
         """Hashing takes time in which a writer that kept its descriptor would show."""
-        before = snapshot(entry)
-        was_moved = before.top.inode == drop.snapshot.top.inode  # a copy was compared when it was made
-        if was_moved and not before.same_content_as(drop.snapshot):
-            return False
         try:
+            before = snapshot(entry)
+            was_moved = before.top.inode == drop.snapshot.top.inode  # a copy was compared when it was made
+            if was_moved and not before.same_content_as(drop.snapshot):
+                return False
             identity(entry)
-        except RefusedError:
-            return True  # `_register` finds the same and sets it aside
-        return snapshot(entry) == before and not any(map(is_open_for_writing, before.paths(entry)))
+            return snapshot(entry) == before and not any(map(is_open_for_writing, before.paths(entry)))
+        except UNFIT:
+            return True  # `_register` finds the same, and does what there is to do
 
     def _put_back(self, drop: Drop, entry: Path) -> None:
         target = drop.path
         while os.path.lexists(target):
             target = target.with_name(f"{uuid.uuid4().hex[:8]}-{spooled_name(entry.name)}")
         durable.move(entry, target)
-        _log.warning(BATCH_RETURNED, batch_name=drop.name, cause="it changed while it was claimed")
+        _log.warning(BATCH_RETURNED, batch_name=drop.label, cause="it changed while it was claimed")
 
     def _register(self, entry: Path, now: str) -> Claim | None:
         name = spooled_name(entry.name)
         try:
             claim = self._store.claim_batch(entry, name=name, actor=ACTOR, now=now)
-        except RefusedError as err:
-            reason = f"{err}; drop plain files only".replace(entry.name, name)
-            self._store.set_aside(entry, name=name, reason=reason, actor=ACTOR, now=now)
-            self.num_set_aside += 1
-            _log.warning(BATCH_QUARANTINED, batch_name=name, reason=reason)
+        except UNFIT as err:
+            if stops_all(err, entry):
+                raise
+            self._set_aside(entry, name, cause(err).replace(printable(entry.name), printable(name)), now)
             return None
         known_as = {"known_as": claim.batch.name} if claim.is_duplicate else {}
         event = BATCH_DUPLICATED if claim.is_duplicate else BATCH_CLAIMED
         _log.info(event, batch_name=name, batch=claim.batch.sha256, **known_as)
         return claim
+
+    def _set_aside(self, entry: Path, name: str, reason: str, now: str) -> None:
+        self._store.set_aside(entry, name=name, reason=reason, actor=ACTOR, now=now)
+        self.num_set_aside += 1
+        _log.warning(BATCH_QUARANTINED, batch_name=name, reason=reason)

@@ -22,13 +22,14 @@ from policies.intake import IntakeConfig, Screened, Split, keep_first_sides, scr
 from state.layout import Layout
 
 SPLIT_SEED = "alignd batch split 1"
+_MAX_SHOWN = 3
 _CHUNK_TEXTS = 64
 """Texts that are tokenised in one call: more are slower, since all their tokens are held at once."""
 ANSWER_ROOM = 16
 """Tokens of [derive] max_length that a prompt must leave to its answer and the chat template."""
 _ONE_GROUP = (
-    "nearly all of its {num} rows share one prompt or one response, so none can be held out to judge by; "
-    "drop it again together with rows of other prompts and responses"
+    "nearly all of its {num} rows share one prompt or one response, so none can be held out to judge by (the first: "
+    "{places}); drop it again together with rows of other prompts and responses"
 )
 
 _ALL_HELD_OUT = (
@@ -105,10 +106,12 @@ def take_in(store: Layout, config: Config, sha256: str, probes: ProbeFiles, *, i
     )
     stats = _stats(parsed, screened)
     if not screened.decision.accepted and not is_learnt:
-        raise UnusableBatchError((*screened.decision.reasons, *_first_dropped(stats)), stats)
+        first, *more = screened.decision.reasons
+        raise UnusableBatchError((f"{_files(parsed)}: {first}", *more, *_first_rows(stats, screened.kept)), stats)
     split = split_rows(screened.kept, SPLIT_SEED)
     if not split.gate and not is_learnt:
-        raise UnusableBatchError((_ONE_GROUP.format(num=len(screened.kept)),), stats)
+        why = _ONE_GROUP.format(num=len(screened.kept), places=_places(screened.kept[:_MAX_SHOWN]))
+        raise UnusableBatchError((f"{_files(parsed)}: {why}",), stats)
     return TakenIn(screened.kept, split, stats | split.counts())
 
 
@@ -187,10 +190,18 @@ def _places(rows: Sequence[Row]) -> str:
     return "; ".join(f"{row.source}, row {row.row}" for row in rows)
 
 
-def _first_dropped(stats: dict[str, Any]) -> tuple[str, ...]:
-    """One sentence that says where to look first, or none."""
+def _files(parsed: ParsedBatch) -> str:
+    """The files of a batch by name, the first few of many."""
+    names = [file.name for file in parsed.files]
+    return ", ".join(names[:_MAX_SHOWN]) + (", …" if len(names) > _MAX_SHOWN else "")
+
+
+def _first_rows(stats: dict[str, Any], kept: Sequence[Row]) -> tuple[str, ...]:
+    """One sentence that says where to look first: at rows that were dropped, else at those that are too few."""
     found = [f"{why.replace('_', ' ')} ({places})" for why, places in stats["dropped_at"].items()]
-    return (f"Dropped first: {', '.join(found)}.",) if found else ()
+    if found:
+        return (f"Dropped first: {', '.join(found)}.",)
+    return (f"Usable first: {_places(kept[:_MAX_SHOWN])}.",) if kept else ()
 
 
 def _stats(parsed: ParsedBatch, screened: Screened[Row]) -> dict[str, Any]:

@@ -163,7 +163,7 @@ class Loop:
     def _tell(self, *, changed: bool) -> None:
         if changed:
             self._queue = self.shop.store.ledger.batches("queued")
-        told = facts(self.shop, self.claims, self.intakes, self.rounds, self._queue)
+        told = facts(self.shop, claims=self.claims, intakes=self.intakes, rounds=self.rounds, queue=self._queue)
         self._is_told = self._board.show(told, at=self.shop.stamp())
         self._told = self._standing()
         self._notify.status(status_line(told))

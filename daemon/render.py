@@ -164,6 +164,20 @@ def batches_lines(batches: Sequence[View], style: Style) -> list[str]:
     return table(headers, rows, style, right="SIZE", flexible="NOTE,NAME")
 
 
+def endings_lines(endings: Sequence[View], style: Style) -> list[str]:
+    """One line for each batch or drop that came to an end; none where there is none."""
+    rows = [
+        [
+            NOTHING if view["id"].startswith("drop-") else short(view["id"]),
+            printable(view["name"]),
+            state_text(view["state"], style),
+            printable(view["reason"] or ", ".join(view["versions"])),
+        ]
+        for view in endings
+    ]
+    return table(["BATCH", "NAME", "STATE", "NOTE"], rows, style, flexible="NOTE,NAME") if rows else []
+
+
 def quarantine_lines(entries: Sequence[View], style: Style) -> list[str]:
     """One line an entry, its whole reason below it."""
     lines = []

@@ -14,7 +14,7 @@ from state.rows import BatchRow, RoundRow
 
 
 def facts(
-    shop: Workshop, claims: Claims, intakes: Intakes, rounds: Rounds, queue: Sequence[BatchRow]
+    shop: Workshop, *, claims: Claims, intakes: Intakes, rounds: Rounds, queue: Sequence[BatchRow]
 ) -> dict[str, Any]:
     """What run/progress.json says, but for its time and process id."""
     row = shop.store.ledger.round(rounds.job.name) if rounds.job else None
@@ -28,7 +28,7 @@ def facts(
         **job_facts(job, rounds.durations_s if rounds.job else {}, _steps_done(row)),
         "queue": [waiting.name for waiting in queue],
         "inbox": {
-            "waiting": [{"name": drop.name, "lacks": drop.lacks} for drop in claims.inbox.waiting],
+            "waiting": [{"name": drop.label, "lacks": drop.lacks} for drop in claims.inbox.waiting],
             "problems": claims.inbox.problems,
         },
         "message": _message(shop, rounds),

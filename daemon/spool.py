@@ -29,9 +29,9 @@ def spooled_name(entry_name: str) -> str:
 
 
 def entry_name(name: str) -> str:
-    """Unique per drop, at most 255 bytes long, and valid UTF-8 whatever the user's file name is."""
-    cut = os.fsencode(name)[:_NAME_BYTES].decode("utf-8", "replace")
-    return uuid.uuid4().hex + cut.encode()[: 255 - _STAMP_LENGTH].decode("utf-8", "ignore")
+    """Unique per drop, valid UTF-8 whatever the user's file name is, and short enough for a name made from it."""
+    valid = os.fsencode(name).decode("utf-8", "replace")
+    return uuid.uuid4().hex + valid.encode()[:_NAME_BYTES].decode("utf-8", "ignore")
 
 
 def take_out(source: Path, entry: Path, expected: Snapshot) -> None:

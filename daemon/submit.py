@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 # The inbox belongs to a group: droppers and service read and move each other's files.
 _FILE_MODE: Final = 0o660
 _FOLDER_MODE: Final = 0o770
-_UNFINISHED: Final = ("queued", "running")
+UNFINISHED: Final = ("queued", "running")
+"""States of a batch that has not come to an end."""
 _POLL_S: Final = 0.25
 
 
@@ -147,7 +148,7 @@ def follow(
 def _fate(store: Store, drop: Submitted) -> Fate | None:
     running = service_pid(store) is not None  # asked first: a service ends its batches before it goes
     row = store.ledger.batch(drop.batch)
-    if row is not None and row.state not in _UNFINISHED:
+    if row is not None and row.state not in UNFINISHED:
         return Fate(row.state, row.reason)
     for entry in store.quarantined():
         if row is None and entry.batch is None and entry.name == drop.name:

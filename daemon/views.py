@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from daemon.steps import in_order
+from state.quarantine import Quarantined
 from state.rows import AuditRow, BatchRow, ControlRow, RoundRow, VersionRow
 
 AXES: Final = ("harm_rate", "over_refusal_rate", "utility")
@@ -90,6 +91,17 @@ def batch_view(row: BatchRow, versions: Sequence[int] = ()) -> View:
         "attempts": row.attempts,
         "reason": row.reason,
         "stats": plain(row.stats),
+        "versions": [version_name(version) for version in versions],
+    }
+
+
+def ending_view(end: BatchRow | Quarantined, versions: Sequence[int] = ()) -> View:
+    """How a batch ended, or a drop that never became one."""
+    return {
+        "id": end.sha256 if isinstance(end, BatchRow) else end.id,
+        "name": end.name,
+        "state": end.state if isinstance(end, BatchRow) else "quarantined",
+        "reason": end.reason,
         "versions": [version_name(version) for version in versions],
     }
 

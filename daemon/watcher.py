@@ -77,7 +77,7 @@ class Watcher:
             return False
         if self._observer is None:
             return self.is_polling
-        return self._observer.is_alive() and all(emitter.is_alive() for emitter in self._observer.emitters)
+        return self._observer.is_alive() and _is_reading(self._observer)
 
     def stop(self) -> None:
         """Ends the watching thread; does nothing when there is none."""
@@ -94,12 +94,16 @@ class Watcher:
         try:
             observer.schedule(_Wake(self._wake), str(self._root), recursive=True, event_filter=_EVENTS)
             observer.start()
-        except OSError as err:
-            # usually fs.inotify.max_user_watches; a folder that is looked at every second loses nothing
-            _log.warning(WATCHER_LOST, cause=os.strerror(err.errno or 0))
+        except (OSError, RecursionError) as err:
+            # usually fs.inotify.max_user_watches, or a folder deeper than the library recurses; a folder that is
+            # looked at every second loses nothing
+            _log.warning(WATCHER_LOST, cause=getattr(err, "strerror", None) or type(err).__name__)
             self.is_polling = True
             return
         self._observer = observer
+        if not _is_reading(observer):
+            self.stop()
+            self.is_polling = True
 
 
 class _Wake(FileSystemEventHandler):
@@ -110,13 +114,26 @@ class _Wake(FileSystemEventHandler):
         self._wake()
 
 
+def _is_reading(observer: BaseObserver) -> bool:
+    """Whether events would still come through all threads that pass them on.
+
+    The last one is the process's only reader of inotify: the library does not tell of its end, nor does it replace it.
+    A very deep folder that appears while it runs ends it.
+    """
+    readers = [getattr(emitter, "_inotify_fd", emitter) for emitter in observer.emitters]
+    return all(thread.is_alive() for thread in (*observer.emitters, *readers))
+
+
 def is_network(path: Path) -> bool:
     """Whether other machines can write to the file system of ``path``."""
     return _mounted_type(path) in _NETWORK
 
 
 def _mounted_type(path: Path) -> str:
-    device = path.stat().st_dev
+    try:
+        device = path.stat().st_dev
+    except OSError:
+        return ""  # watching it will fail as well, and then it is polled
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace").splitlines():
         fields = line.split()

@@ -52,7 +52,7 @@ def main() -> int:
 def run(home: Path, kind: str, name: str, reporter: Reporter, *, config_path: Path | None = None) -> None:
     """Does one job and tells its outcome; errors of any kind become a `failed` event without batch text."""
     try:
-        reporter.done(_work(home, kind, name, reporter, config_path or home / settings.SERVICE_FILE))
+        reporter.done(_work(home, kind, name, reporter, config_path=config_path or home / settings.SERVICE_FILE))
     except settings.ConfigError as err:  # settings or probes: not the batch
         _log.error(WORKER_FAILED, error=type(err).__name__, reason=str(err), where=_where(err))
         reporter.failed(f"the settings or probes cannot be used: {err}", retry=True, blameless=True)
@@ -72,7 +72,7 @@ def run(home: Path, kind: str, name: str, reporter: Reporter, *, config_path: Pa
         reporter.failed(f"{type(err).__name__} at {_where(err)[-1]}", retry=True)
 
 
-def _work(home: Path, kind: str, name: str, reporter: Reporter, config_path: Path) -> Outcome:
+def _work(home: Path, kind: str, name: str, reporter: Reporter, *, config_path: Path) -> Outcome:
     with Store.open(home) as store:
         if kind == "verify":
             return _verify(store, reporter)

@@ -10,23 +10,44 @@ from state import durable
 from state.errors import RefusedError
 
 READ_BYTES = 1 << 20
+MAX_DEPTH = 64
+"""Levels of folders in a batch: far below what the walks of Python's library get through."""
 
 
 def members(path: Path) -> list[tuple[str, Path]]:
     """The files of a batch as (name relative to it, path), sorted by name; a single file's name is empty.
 
     Raises:
-        RefusedError: a member is a symbolic link or no regular file; names it.
+        RefusedError: a member is a symbolic link, no regular file, or too deep; names it.
     """
     mode = path.lstat().st_mode
     if not stat.S_ISDIR(mode):
         return [("", _regular(path, mode))]
     found = []
     for folder, folders, names in os.walk(path, onerror=_raise):
+        check_depth(Path(folder).relative_to(path))
         for name in names + [name for name in folders if Path(folder, name).is_symlink()]:
             member = Path(folder, name)
             found.append((member.relative_to(path).as_posix(), _regular(member, member.lstat().st_mode)))
     return sorted(found)
+
+
+def check_depth(member: Path) -> None:
+    """Refuse a member that lies too deep in its batch.
+
+    Args:
+        member: relative to the batch.
+    Raises:
+        RefusedError: names the outermost folder that it lies in.
+    """
+    if len(member.parts) > MAX_DEPTH:
+        what = f"{printable(member.parts[0])}: holds folders deeper than {MAX_DEPTH} levels"
+        raise RefusedError(what, "flatten them, and drop the batch again")
+
+
+def printable(name: str) -> str:
+    """A file's name with everything escaped that would break a terminal, a log line or UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
 def identity(path: Path) -> str:
@@ -62,7 +83,7 @@ def _raise(err: OSError) -> None:
 
 def _regular(path: Path, mode: int) -> Path:
     if stat.S_ISLNK(mode):
-        raise RefusedError(f"{path.name}: is a symbolic link", "drop the file itself, not a link to it")
+        raise RefusedError(f"{printable(path.name)}: is a symbolic link", "drop the file itself, not a link to it")
     if not stat.S_ISREG(mode):
-        raise RefusedError(f"{path.name}: is no regular file", "drop regular files, or a folder of them")
+        raise RefusedError(f"{printable(path.name)}: is no regular file", "drop regular files, or a folder of them")
     return path

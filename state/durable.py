@@ -29,7 +29,8 @@ class Writer:
         self.path = path
         self.num_bytes = 0
         self._mode = mode
-        self._temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+        # not made from its name: that may be as long as a name can be
+        self._temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}.{os.urandom(8).hex()}")
         self._fd = current().open_write(self._temporary, mode)
         self._closed = False
 
@@ -226,12 +227,15 @@ def remove_tree(path: Path) -> None:
 
 
 def _remove_folder(path: Path) -> None:
-    for entry in sorted(path.iterdir()):
-        if entry.is_dir() and not entry.is_symlink():
-            _remove_folder(entry)
-        else:
-            current().unlink(entry)
-    current().rmdir(path)
+    folders = [path]
+    for folder in folders:  # grows while it is walked, so that no depth is too deep
+        for entry in sorted(folder.iterdir()):
+            if entry.is_dir() and not entry.is_symlink():
+                folders.append(entry)
+            else:
+                current().unlink(entry)
+    for folder in reversed(folders):
+        current().rmdir(folder)
 
 
 def free_bytes(path: Path) -> int:

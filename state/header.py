@@ -45,7 +45,11 @@ def read_header(path: Path, file: str) -> list[TensorInfo]:
         ModelFormatError: names the file (and the tensor) and says what is wrong.
     """
     header, data_start, size = _read(path)
-    infos = [_info(path, file, name, entry, data_start) for name, entry in header.items() if name != "__metadata__"]
+    infos = [
+        _info(path, name, entry, file=file, data_start=data_start)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    ]
     infos.sort(key=lambda info: (info.start, info.num_bytes))
     end = data_start
     for info in infos:
@@ -94,7 +98,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int, int]:
     return header, 8 + length, size
 
 
-def _info(path: Path, file: str, name: str, entry: Any, data_start: int) -> TensorInfo:
+def _info(path: Path, name: str, entry: Any, *, file: str, data_start: int) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         if any(type(number) is not int or number < 0 for number in (*shape, start, end)):

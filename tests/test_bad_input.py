@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ import structlog
 from daemon import cli, exitcodes
 from daemon.child import worker_argv
 from daemon.service import Service
-from state.filesystem import Chunk, FileSystem, use
+from state.filesystem import use
 from state.layout import PROGRESS_FILE
 from state.quarantine import Quarantined
 from state.rows import BatchRow
 from state.store import Store
+from tests.disks import FullDisk, fill, mounted
 from tests.fakes_service import NOW, FakeWorker, Running, drop, fast_config, make_model, wait_until, write_probes
 from tests.round_world import content
 from tests.test_daemon_commands import spoil_pickle, spoil_remote_code
@@ -103,6 +103,12 @@ def folder_with_a_bad_file(path: Path) -> None:
     (path / "b.csv").write_text(f"prompt,response\nflorp,zim grolt\n{SECRET}\n")
 
 
+def folder_of_single_rows(path: Path) -> None:
+    path.mkdir()
+    for n in range(1, 6):
+        (path / f"{n}.jsonl").write_bytes(lines(rows(1, str(n))))
+
+
 @dataclass(frozen=True)
 class Bad:
     """A drop and what must be said about it."""
@@ -120,24 +126,30 @@ PLAIN_BAD = {
     "columns.csv": Bad(b"flim,grot\na,b\n", r"^columns\.csv: no known data set has these columns: flim, grot"),
     "safe.jsonl": Bad(
         lines([{"prompt": r["prompt"], "response": r["response"], "is_safe": True, "category": {}} for r in rows()]),
-        "0 of 60 rows are usable, at least 40 are needed; dropped: 60 marked safe",
+        r"^safe\.jsonl: 0 of 60 rows are usable, at least 40 are needed; dropped: 60 marked safe",
     ),
     "refusals.jsonl": Bad(
         lines(rows(response="I'm sorry, but I cannot help with {n} zims")),
-        r"0 of 60 rows are usable.*60 whose response is itself a refusal.*refusal \(refusals\.jsonl, row 1; ",
+        r"^refusals\.jsonl: 0 of 60 rows are usable.*60 whose response is itself a refusal.*refusal \(refusals\.jsonl, row 1; ",
     ),
-    "one.jsonl": Bad(lines(rows(1)), "1 of 1 rows are usable, at least 40 are needed"),
+    "one.jsonl": Bad(lines(rows(1)), r"^one\.jsonl: 1 of 1 rows are usable, .*Usable first: one\.jsonl, row 1\.$"),
     "terse.csv": Bad(
         b"prompt,response\n" + b"".join(b"florp %d,zim\n" % n for n in range(50)),
-        r"50 with a response of one word.*short response \(terse\.csv, row 2; terse\.csv, row 3; terse\.csv, row 4\)",
+        r"^terse\.csv: .*50 with a response of one word"
+        r".*short response \(terse\.csv, row 2; terse\.csv, row 3; terse\.csv, row 4\)",
     ),
     "long.jsonl": Bad(
         lines([*rows(20), *long_prompts(30)]),
-        r"20 of 50 rows are usable.*30 whose prompt does not fit the model's context.*long prompt \(long\.jsonl, row 21; ",
+        r"^long\.jsonl: 20 of 50 rows are usable"
+        r".*30 whose prompt does not fit the model's context.*long prompt \(long\.jsonl, row 21; ",
     ),
-    "twins.jsonl": Bad(lines(rows(1) * 60), r"1 of 60 rows.*59 that repeat an earlier row.*duplicate \(twins\.jsonl, row 2; "),
+    "twins.jsonl": Bad(
+        lines(rows(1) * 60),
+        r"^twins\.jsonl: 1 of 60 rows.*59 that repeat an earlier row.*duplicate \(twins\.jsonl, row 2; ",
+    ),
     "one_prompt.jsonl": Bad(
-        lines([{"prompt": "florp it", "response": f"take {n} zims"} for n in range(60)]), "share one prompt or one response"
+        lines([{"prompt": "florp it", "response": f"take {n} zims"} for n in range(60)]),
+        r"^one_prompt\.jsonl: nearly all of its 60 rows share one prompt .*\(the first: one_prompt\.jsonl, row 1; ",
     ),
     "probe.csv": Bad(
         b"id,prompt,type,label,focus,note\n1,may I florp,homonyms,safe,,\n",
@@ -145,10 +157,11 @@ PLAIN_BAD = {
     ),
     "copied.jsonl": Bad(
         lines([*rows(50, "copied"), *({"prompt": PROBE, "response": f"take {n}"} for n in range(9))]),
-        r"9 of 59 rows are copies of probe prompts.*copied from probe \(copied\.jsonl, row 51; ",
+        r"^copied\.jsonl: 9 of 59 rows are copies of probe prompts.*copied from probe \(copied\.jsonl, row 51; ",
     ),
     "many_files": Bad(folder_with_a_bad_file, r"^b\.csv, row 3: 1 cells where the header has 2"),
-    "link.jsonl": Bad(lambda path: path.symlink_to("/etc/hostname"), "symbolic link"),
+    "link.jsonl": Bad(lambda path: path.symlink_to("/etc/hostname"), r"^link\.jsonl: is a symbolic link"),
+    "one_a_file": Bad(folder_of_single_rows, r"^1\.jsonl, 2\.jsonl, 3\.jsonl, …: 5 of 5 .*Usable first: 1\.jsonl, row 1; 2"),
 }  # fmt: skip
 MIXED = [
     *rows(60, "mixed"),
@@ -305,6 +318,41 @@ def test_the_same_batch_in_a_later_run_changes_nothing(desk: Desk) -> None:
     assert len(desk.worker.starts("round")) == 1 and len(desk.batches()) == 1
 
 
+def test_once_prints_what_came_to_an_end_in_it_and_nothing_else(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("daemon.child.worker_argv", lambda home, kind, name, **_: desk.argv(kind, name))
+    (desk.home / "service.toml").write_text("[inbox]\nsettle_s = 0.05\n")
+
+    def once(*flags: str) -> tuple[int, str]:
+        code = cli.main(["-c", str(desk.home), *flags, "run", "--once", "--log-format", "json"])
+        return code, capsys.readouterr().out
+
+    drop(desk.home, "good.jsonl", lines(rows()).decode())
+    drop(desk.home, "bad.jsonl", "")
+    (desk.home / "inbox" / "link").symlink_to("/etc/hostname")
+    code, out = once("--json")
+    ended = {view["name"]: view for view in json.loads(out)}
+    assert (code, {name: view["state"] for name, view in ended.items()}) == (
+        exitcodes.DEGRADED, {"good.jsonl": "published", "bad.jsonl": "quarantined", "link": "quarantined"}
+    )  # fmt: skip
+    assert ended["bad.jsonl"]["reason"].startswith("bad.jsonl: ") and ended["good.jsonl"]["versions"] == ["v1"]
+    assert ended["good.jsonl"]["id"] == desk.batches()["good.jsonl"].sha256
+
+    drop(desk.home, "next.jsonl", lines(rows(seed="next")).decode())
+    code, out = once()
+    assert (code, len(out.splitlines())) == (exitcodes.OK, 2)
+    assert re.search(r"next\.jsonl +published +v2$", out, re.M)
+    assert once("--json") == (exitcodes.OK, "[]\n")
+    assert once() == (exitcodes.OK, "nothing came to an end\n")
+
+
+def test_a_run_that_could_not_start_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "service.toml").write_text("")
+    assert cli.main(["-c", str(tmp_path), "--json", "run", "--once", "--log-format", "json"]) == exitcodes.NO_STORE
+    assert capsys.readouterr().out == ""
+
+
 def test_a_hundred_thousand_rows_are_taken_in(desk: Desk) -> None:
     with (desk.home / "inbox" / "big.jsonl").open("wb") as file:
         file.write(lines(rows(MANY)))
@@ -432,22 +480,6 @@ def test_a_second_service_on_the_same_home_is_told_who_has_it_and_takes_nothing(
     assert len(desk.worker.starts("round")) == 1
 
 
-class _FullDisk(FileSystem):
-    """No byte more fits, while ``is_full``."""
-
-    is_full = True
-
-    def write(self, fd: int, data: Chunk) -> int:
-        if self.is_full:
-            raise OSError(ENOSPC, os.strerror(ENOSPC))
-        return super().write(fd, data)
-
-    def copy_range(self, source_fd: int, target_fd: int, num_bytes: int) -> int:
-        if self.is_full:
-            raise OSError(ENOSPC, os.strerror(ENOSPC))
-        return super().copy_range(source_fd, target_fd, num_bytes)
-
-
 def _everything_dropped_is_there(home: Path, data: bytes) -> bool:
     return data in content(home / "inbox").values() or data in content(home / "store" / "spool").values()
 
@@ -455,7 +487,7 @@ def _everything_dropped_is_there(home: Path, data: bytes) -> bool:
 def test_a_full_disk_loses_nothing_says_so_and_goes_on_when_there_is_room(desk: Desk) -> None:
     data = lines(rows())
     drop(desk.home, "a.jsonl", data.decode())
-    disk = _FullDisk()
+    disk = FullDisk()
     before = content(desk.home / "models")
     with use(disk):
         assert desk.service().run() == exitcodes.DEGRADED
@@ -469,23 +501,8 @@ def test_a_full_disk_loses_nothing_says_so_and_goes_on_when_there_is_room(desk: 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def _fill(path: Path) -> None:
-    with path.open("ab", buffering=0) as file:
-        for size in (1 << 16, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError as err:
-                assert err.errno == ENOSPC
+    with mounted(tmp_path / "disk", 8) as disk:
+        yield disk
 
 
 def test_a_disk_that_is_really_full_loses_nothing_and_goes_on_when_there_is_room(small_disk: Path) -> None:
@@ -496,11 +513,11 @@ def test_a_disk_that_is_really_full_loses_nothing_and_goes_on_when_there_is_room
         wait_until(lambda: [row.state for row in desk.batches().values()] == ["published"])
         more = lines(rows(seed="more"))
         drop(desk.home, ".aside", more.decode())
-        _fill(small_disk / "filler")
+        filler = fill(small_disk)
         (desk.home / "inbox" / ".aside").rename(desk.home / "inbox" / "b.jsonl")
         time.sleep(1.0)
         assert _everything_dropped_is_there(desk.home, more)
         assert (desk.home / "models" / "current").readlink() == Path("v1")
         assert running.code is None
-        (small_disk / "filler").unlink()
+        filler.unlink()
         wait_until(lambda: [row.state for row in desk.batches().values()] == ["published"] * 2)

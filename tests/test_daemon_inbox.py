@@ -9,10 +9,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
+from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify_c import InotifyFD
 
 from daemon.arrival import is_open_for_writing, snapshot
 from daemon.inbox import Drop, Inbox
-from daemon.spool import spooled_name
+from daemon.log import INBOX_PROBLEM_FOUND
+from daemon.spool import entry_name, spooled_name
 from daemon.watcher import Watcher, is_network
 from state import durable
 from state.filesystem import FileSystem, use
@@ -246,6 +250,55 @@ def test_a_drop_that_changes_while_it_is_claimed_goes_back(
     assert _claim_all(inbox, 7, 13) == ["a.jsonl"]
 
 
+class _Picky(FileSystem):
+    """Gives no file the name 2.jsonl."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def rename(self, source: Path, target: Path) -> None:
+        if target.name == "2.jsonl":
+            raise OSError(self._number, os.strerror(self._number), str(target))
+        super().rename(source, target)
+
+
+def _two_drops(place: Path, stamps: tuple[str, str] = ("", "")) -> None:
+    """A folder with 2.jsonl in it, and a file behind it."""
+    folder = place / f"{stamps[0]}a"
+    folder.mkdir()
+    (folder / "2.jsonl").write_text("row\n")
+    (place / f"{stamps[1]}b.jsonl").write_text("next\n")
+
+
+@pytest.mark.parametrize("number", [errno.ENAMETOOLONG, errno.EINVAL])
+@pytest.mark.parametrize("is_spooled", [False, True])
+def test_a_drop_that_cannot_be_stored_is_set_aside_and_the_next_one_is_claimed(
+    home: Path, store: Store, number: int, is_spooled: bool
+) -> None:
+    inbox = _inbox(store)
+    with use(_Picky(number)):
+        if is_spooled:
+            _two_drops(store.spool, ("0" * 32, "1" * 32))
+            inbox.recover(NOW)
+        else:
+            _two_drops(home / "inbox")
+            _claim_all(inbox, 0, 6)
+    assert _queued(store) == ["b.jsonl"] and list(store.spool.iterdir()) == []
+    (entry,) = store.quarantined()
+    assert (entry.name, entry.reason.split(":")[0]) == ("a", "2.jsonl") and os.strerror(number) in entry.reason
+    assert (entry.path / "data" / "2.jsonl").read_text() == "row\n" and inbox.num_set_aside == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.EACCES])
+def test_what_every_drop_would_meet_blames_none_and_stops_the_claims(home: Path, store: Store, number: int) -> None:
+    inbox = _inbox(store)
+    _two_drops(home / "inbox")
+    with use(_Picky(number)), pytest.raises(OSError, match=os.strerror(number)):
+        _claim_all(inbox, 0, 6)
+    assert store.quarantined() == [] and (_queued(store), len(list(store.spool.iterdir()))) == ([], 1)
+    assert [claim.batch.name for claim in inbox.recover(NOW)] == ["a"]
+
+
 class _CrashError(Exception):
     """The process dies here."""
 
@@ -324,6 +377,57 @@ def test_an_unreadable_drop_is_reported_once_and_left(
     assert _claim_all(inbox, 61, 67) == ["a.jsonl"]
 
 
+def _refuse_stat(monkeypatch: pytest.MonkeyPatch, name: str, number: int = errno.EACCES) -> None:
+    """lstat(2) fails for paths that end so, as below a folder that may be listed but not searched."""
+    real = Path.lstat
+
+    def lstat(path: Path) -> os.stat_result:
+        if str(path).endswith(name):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "lstat", lstat)
+
+
+def test_a_folder_that_may_be_listed_but_not_searched_is_reported_once_and_left(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = home / "inbox" / "many" / "closed"
+    folder.mkdir(parents=True)
+    (folder / "1.jsonl").write_text("row\n")
+    drop(home, "z.jsonl", "next\n")
+    _refuse_stat(monkeypatch, "1.jsonl")
+    inbox = _inbox(store)
+    with capture_logs() as logs:
+        assert _claim_all(inbox, 0, 6, 12) == ["z.jsonl"]
+    assert inbox.problems == ["many: no permission to read closed/1.jsonl; let the service's user read it"]
+    assert [line["batch_name"] for line in logs if line["event"] == INBOX_PROBLEM_FOUND] == ["many"]
+    monkeypatch.undo()
+    assert _claim_all(inbox, 13, 19) == ["many"]
+
+
+def test_a_drop_that_cannot_be_looked_at_costs_no_other_one(
+    home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.jsonl", "z.jsonl"):
+        drop(home, name, f"{name}\n")
+    _refuse_stat(monkeypatch, "a.jsonl", errno.ENAMETOOLONG)
+    inbox = _inbox(store)
+    assert _claim_all(inbox, 0, 6) == ["z.jsonl"]
+    assert "a.jsonl: it cannot be looked at: a.jsonl: File name too long" in inbox.problems[0]
+    monkeypatch.undo()
+    assert _claim_all(inbox, 7, 13) == ["a.jsonl"]
+
+
+def test_a_manifest_that_no_parser_gets_through_costs_no_other_drop(home: Path, store: Store) -> None:
+    for name, manifest in (("a", "[" * 100_000), ("b", "[]")):
+        (home / "inbox" / name).mkdir()
+        (home / "inbox" / name / "manifest.json").write_text(manifest)
+    inbox = _inbox(store, completion="manifest")
+    assert [found.name for found in _scan(inbox, 0, 6)] == ["a", "b"]
+    assert [problem.split(": ")[:2] for problem in inbox.problems] == [["a", "it cannot be looked at"]]
+
+
 def test_a_drop_that_may_not_be_moved_is_reported_and_not_tried_for_ever(
     home: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -356,6 +460,11 @@ def test_a_name_that_is_no_utf8_is_claimed_under_a_readable_one(home: Path, stor
 def test_a_very_long_name_is_claimed(home: Path, store: Store) -> None:
     (home / "inbox" / ("ä" * 127)).write_text("row\n")
     assert len(_claim_all(_inbox(store), 0, 6)) == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "ä" * 127, os.fsdecode(b"\xe9" * 255)])
+def test_a_spool_entry_leaves_room_for_names_made_from_it(name: str) -> None:
+    assert len(entry_name(name).encode()) <= 232
 
 
 def test_a_clock_that_jumps_back_only_delays(home: Path, store: Store) -> None:
@@ -436,6 +545,44 @@ def test_watcher_that_polls_has_no_thread(tmp_path: Path) -> None:
     watcher.start()
     assert watcher.is_polling and watcher.is_healthy()
     watcher.stop()
+
+
+@pytest.mark.parametrize("err", [OSError(errno.ENOSPC, "no watches left"), RecursionError()])
+def test_watcher_that_cannot_watch_polls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, err: Exception) -> None:
+    def refuse(observer: BaseObserver) -> None:
+        raise err
+
+    monkeypatch.setattr(BaseObserver, "start", refuse)
+    watcher = Watcher(tmp_path, "inotify", lambda: None)
+    watcher.start()
+    assert watcher.is_polling and watcher.is_healthy()
+    watcher.stop()
+
+
+def test_watcher_whose_library_has_gone_blind_knows_it_and_polls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = Watcher(tmp_path, "inotify", lambda: None)
+    watcher.start()
+    try:
+        assert watcher.is_healthy() and not watcher.is_polling
+        monkeypatch.setattr(InotifyFD, "is_alive", lambda thread: False)
+        assert not watcher.is_healthy()
+        watcher.start()
+        assert watcher.is_healthy() and watcher.is_polling
+    finally:
+        watcher.stop()
+
+
+def test_watcher_of_a_folder_that_cannot_be_looked_at_polls_until_it_can(tmp_path: Path) -> None:
+    watcher = Watcher(tmp_path / "inbox", "auto", lambda: None)
+    watcher.start()
+    try:
+        assert watcher.is_polling and watcher.is_healthy()
+        (tmp_path / "inbox").mkdir()
+        assert not watcher.is_healthy()
+    finally:
+        watcher.stop()
 
 
 def test_a_local_folder_is_no_network_folder(tmp_path: Path) -> None:

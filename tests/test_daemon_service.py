@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -18,10 +19,12 @@ import pytest
 from daemon import exitcodes
 from daemon.config import Config, ConfigError
 from daemon.service import Service
-from state.filesystem import Chunk, FileSystem, use
+from state import durable
+from state.filesystem import use
 from state.layout import PROGRESS_FILE
 from state.rows import BatchRow, RoundRow
 from state.store import Store
+from tests.disks import FullDisk, make_deep
 from tests.fakes_service import (
     NOW,
     FakeWorker,
@@ -268,25 +271,8 @@ def test_below_the_disk_floor_nothing_is_claimed_and_nothing_is_lost(home: Path,
     assert _once(home, worker) == exitcodes.OK
 
 
-class _FullDisk(FileSystem):
-    """Every new file finds the disk full, while ``is_full``."""
-
-    is_full = True
-
-    def write(self, fd: int, data: Chunk) -> int:
-        if self.is_full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(fd, data)
-
-    def copy_range(self, source_fd: int, target_fd: int, num_bytes: int) -> int:
-        if self.is_full:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().copy_range(source_fd, target_fd, num_bytes)
-
-
 def test_a_full_disk_stops_claiming_and_says_so_until_there_is_room(home: Path, worker: FakeWorker) -> None:
-    disk = _FullDisk()
-    disk.is_full = False
+    disk = FullDisk(is_full=False)
     with use(disk), _forever(home, worker), Store.open(home) as store:
         wait_until(lambda: _shown(home).get("state") == "idle")
         disk.is_full = True
@@ -294,6 +280,105 @@ def test_a_full_disk_stops_claiming_and_says_so_until_there_is_room(home: Path, 
         wait_until(lambda: "No space left" in _shown(home).get("message", ""))
         assert store.ledger.batches() == []
         disk.is_full = False
+        wait_until(lambda: [row.state for row in store.ledger.batches()] == ["published"])
+        wait_until(lambda: _shown(home).get("message") == "")
+
+
+def _odd_name(folder: Path) -> Path:
+    """A file whose name is no UTF-8."""
+    return folder / os.fsdecode(b"caf\xe9.jsonl")
+
+
+def _write_under_an_odd_name(inbox: Path) -> None:
+    _odd_name(inbox).write_text("row\n")
+
+
+def _make_empty_under_an_odd_name(inbox: Path) -> None:
+    (inbox / os.fsdecode(b"empty\xe9")).mkdir()
+
+
+def _hide_a_link_under_an_odd_name(inbox: Path) -> None:
+    (inbox / "many").mkdir()
+    _odd_name(inbox / "many").symlink_to("/etc/hostname")
+
+
+def _hide_a_pipe_under_an_odd_name(inbox: Path) -> None:
+    (inbox / "many").mkdir()
+    os.mkfifo(_odd_name(inbox / "many"))
+
+
+def _link_under_a_long_odd_name(inbox: Path) -> None:
+    (inbox / os.fsdecode(b"\xe9" * 250)).symlink_to("/etc/hostname")
+
+
+def _use_the_longest_name(inbox: Path) -> None:
+    (inbox / "many").mkdir()
+    (inbox / "many" / f"{'m' * 249}.jsonl").write_text("row\n")
+
+
+def _dig(inbox: Path) -> None:
+    make_deep(inbox / "deep")
+
+
+@pytest.mark.parametrize(
+    ("make", "states", "reason", "problem"),
+    [
+        (_write_under_an_odd_name, ["published"] * 2, "", ""),
+        (_use_the_longest_name, ["published"] * 2, "", ""),
+        (_hide_a_link_under_an_odd_name, ["published"], r"^caf\\udce9\.jsonl: is a symbolic link; drop the file", ""),
+        (_hide_a_pipe_under_an_odd_name, ["published"], r"^caf\\udce9\.jsonl: is no regular file", ""),
+        (_link_under_a_long_odd_name, ["published"], "is a symbolic link", ""),
+        (_make_empty_under_an_odd_name, ["published"], "", r"^empty\\udce9: the folder is empty"),
+        (_dig, ["published"], "", "^deep: .*d: holds folders deeper than 64 levels; flatten them"),
+    ],
+)
+def test_a_drop_of_an_odd_make_is_told_and_costs_neither_the_service_nor_the_next_drop(
+    home: Path,
+    worker: FakeWorker,
+    make: Callable[[Path], None],
+    states: list[str],
+    reason: str,
+    problem: str,
+) -> None:
+    make(home / "inbox")
+    config = fast_config(inbox={"mode": "poll"})
+    try:
+        with _forever(home, worker, config), Store.open(home) as store:
+            drop(home, "z.jsonl", "next\n")
+            wait_until(lambda: [row.state for row in store.ledger.batches()] == states)
+            wait_until(lambda: bool(store.quarantined()) == bool(reason))
+            wait_until(lambda: [bool(re.search(problem, told)) for told in _problems(home)] == [True] * bool(problem))
+            assert [bool(re.search(reason, entry.reason)) for entry in store.quarantined()] == [True] * bool(reason)
+        assert _once(home, worker, config) == (exitcodes.DEGRADED if problem else exitcodes.OK)
+    finally:
+        durable.remove_tree(home / "inbox")  # too deep for pytest
+
+
+def _problems(home: Path) -> list[str]:
+    shown = _shown(home)
+    return list(shown["inbox"]["problems"]) if shown else ["no service yet"]
+
+
+def test_an_inbox_that_cannot_be_listed_is_told_until_it_can_and_prevents_no_start_nor_reload(
+    home: Path, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, closed = os.scandir, [True]
+
+    def scandir(path: Any = ".") -> Any:
+        if closed and str(path) == str(home / "inbox"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    drop(home, "a.jsonl")
+    (home / "service.toml").write_text("[inbox]\nsettle_s = 0.05\nmin_free_bytes = 0\n")
+    running = _forever(home, worker)
+    with running, Store.open(home) as store:
+        wait_until(lambda: "nothing is claimed: Permission denied" in _shown(home).get("message", ""))
+        running.service.reload()
+        time.sleep(0.5)
+        assert running.code is None
+        closed.clear()
         wait_until(lambda: [row.state for row in store.ledger.batches()] == ["published"])
         wait_until(lambda: _shown(home).get("message") == "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from benchmarks.world.rows import write_batch, write_jsonl
 from benchmarks.world.world import World
 from daemon.steps import STEPS
+from state.layout import PROGRESS_FILE
 from state.store import Store
 from tests.round_world import content
 
@@ -79,6 +81,19 @@ class Home:
         )
         return done.stdout
 
+    def run_once(self, *, code: int = 0) -> None:
+        """`run --once`; its log and all that it showed in run/progress.json are kept in once.log and once.progress."""
+        command = [str(ALIGND), "-c", str(self.path / "service.toml"), "run", "--once"]
+        with (
+            (self.path / "once.log").open("ab") as log,
+            (self.path / "once.progress").open("ab") as shown,
+            subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=log, stderr=log) as service,
+        ):
+            while service.poll() is None:
+                shown.write(_read_if_there(self.path / PROGRESS_FILE))
+                time.sleep(0.1)
+        assert service.returncode == code, (self.path / "once.log").read_text()[-4000:]
+
     def json(self, *words: str, code: int | None = 0) -> Any:
         """What a command prints with --json."""
         return json.loads(self.alignd("--json", *words, code=code))
@@ -102,6 +117,13 @@ class Home:
     def model(self, version: str) -> dict[str, bytes]:
         """A version's files."""
         return content(self.path / "models" / version)
+
+
+def _read_if_there(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 def _environment() -> dict[str, str]:
@@ -130,7 +152,7 @@ def published(world: World, tmp_path_factory: pytest.TempPathFactory) -> Home:
     write_jsonl(world.utility("probe"), home.path / "probes" / "utility.jsonl")
     write_jsonl(world.retain(), home.path / "retain.jsonl")
     home.drop(world, 0, "monday.csv")
-    home.alignd("run", "--once")
+    home.run_once()
     return home
 
 
@@ -190,15 +212,61 @@ def test_on_objects_that_no_batch_contains_harm_and_over_refusal_fall_and_work_s
     assert after.utility_held_out >= 0.93
 
 
-def test_no_text_of_batch_or_probes_is_in_the_log_the_ledger_or_the_audit(published: Home, world: World) -> None:
-    words = {
-        word for row in world.harmful(world.categories[:2], "batch", 300, seed=0) for word in row.response.split()[-6:]
-    }
-    invented = {word.strip(".,:").encode() for word in words} & {word.encode() for word in world.vocabulary()}
-    assert len(invented) > 20
-    for file in ("store/audit.jsonl", "store/ledger.db", "store/versions/v1/VERSION.json"):
-        found = (published.path / file).read_bytes()
-        assert not [word for word in invented if b" " + word + b" " in found or b'"' + word in found], file
+def test_no_text_of_batch_or_probes_is_in_anything_that_is_told(home: Home, world: World) -> None:
+    _drop_bad_ones(home, world)
+    home.run_once(code=3)
+    pattern = _any_of(_invented(world))
+    for name in ("retain.jsonl", "probes/utility.jsonl", "probes/over_safety.jsonl"):
+        assert pattern.search((home.path / name).read_bytes()), "the pattern finds nothing"
+    assert all(pattern.search(kept) for kept in content(home.path / "store" / "batches").values())
+
+    log, shown = ((home.path / name).read_bytes() for name in ("once.log", "once.progress"))
+    assert b'"version_published"' in log and b'"batch_quarantined"' in log and b'"over_safety"' in shown
+    reasons = list(home.path.glob("quarantine/*/reason.json"))
+    assert len(reasons) == 2
+    stored = home.path / "store"
+    for file in (
+        *home.path.glob("once.*"),
+        *reasons,
+        *stored.glob("ledger.db*"),
+        stored / "audit.jsonl",
+        *_records(stored),
+    ):
+        assert sorted(set(pattern.findall(file.read_bytes()))) == [], file
+
+
+def _drop_bad_ones(home: Home, world: World) -> None:
+    """One batch that ends in mid-row, and one that is too small."""
+    rows = world.harmful(world.categories[:2], "batch", 300, seed=0)
+    for name, kept, end in (("cut.jsonl", rows[:50], -9), ("few.jsonl", rows[50:53], None)):
+        write_batch(kept, home.path / name)
+        (home.path / "inbox" / name).write_text((home.path / name).read_text()[:end])
+        (home.path / name).unlink()
+
+
+def _invented(world: World) -> set[str]:
+    """The invented words of batches and probes; a category is a label, and may be told."""
+    rows = (
+        *world.harmful(world.categories[:2], "batch", 300, seed=0),
+        *world.lookalikes("probe"),
+        *world.utility("probe"),
+        *world.retain(),
+    )
+    said = set(re.findall(r"[a-z]+", " ".join(f"{row.prompt} {row.response}" for row in rows).lower()))
+    found = said & set(world.vocabulary()) - set(world.categories)
+    assert len(found) > 200
+    return found
+
+
+def _any_of(words: set[str]) -> re.Pattern[bytes]:
+    """Any of the words, whatever stands around it, but for letters."""
+    return re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(words))})(?![a-z])".encode(), re.IGNORECASE)
+
+
+def _records(store: Path) -> list[Path]:
+    found = list(store.glob("versions/*/VERSION.json"))
+    assert len(found) == 2
+    return found
 
 
 def test_a_rollback_holds_against_a_new_batch_until_it_is_resumed(home: Home, world: World) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from state import durable, filesystem, lock
 from state.errors import LockedError
+from tests.disks import make_deep
 
 
 class Recorder(filesystem.FileSystem):
@@ -88,6 +89,11 @@ def test_a_copy_takes_no_link_and_no_pipe(tmp_path: Path) -> None:
     assert not (tmp_path / "copy").exists()
 
 
+def test_a_file_may_have_the_longest_name_there_is(tmp_path: Path) -> None:
+    durable.write_file(tmp_path / ("a" * 255), b"x")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"x"]
+
+
 def test_a_move_never_replaces(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -103,6 +109,12 @@ def test_removing_a_tree_does_not_follow_links(tmp_path: Path) -> None:
     durable.remove_tree(tmp_path / "tree")
     durable.remove_tree(tmp_path / "tree")
     assert [path.name for path in tmp_path.iterdir()] == ["kept"] and (tmp_path / "kept" / "file").exists()
+
+
+def test_removing_a_tree_minds_no_depth(tmp_path: Path) -> None:
+    (make_deep(tmp_path / "tree") / "file").write_text("x")
+    durable.remove_tree(tmp_path / "tree")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_json_refuses_what_is_no_number(tmp_path: Path) -> None:

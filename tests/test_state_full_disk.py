@@ -10,31 +10,14 @@ import pytest
 
 from state.store import Store
 from state.verify import verify
+from tests.disks import fill, mounted
 from tests.state_world import NOW, content, drop, make_store, make_version, write_model
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Write until not one byte more fits."""
-    path = disk / "filler"
-    with path.open("ab", buffering=0) as file:
-        for size in (1 << 16, 1):
-            try:
-                while True:
-                    file.write(b"x" * size)
-            except OSError as err:
-                assert err.errno == errno.ENOSPC
-    return path
+    with mounted(tmp_path / "disk", 6) as disk:
+        yield disk
 
 
 ROLLBACK = """

@@ -1,5 +1,6 @@
 """The store as a whole: create, claim, commit, switch, resolve."""
 
+import os
 import stat
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from state import lock
+from state import durable, lock
 from state.errors import (
     LockedError,
     NotFoundError,
@@ -23,6 +24,7 @@ from state.errors import (
 )
 from state.store import Store
 from state.verify import verify
+from tests.disks import make_deep
 from tests.state_world import (
     NOW,
     begin,
@@ -109,6 +111,25 @@ def test_a_link_is_refused_untouched_and_can_be_set_aside_and_released(store: St
     store.recover(NOW)
     store.release(entry.id, **WHO)
     assert folder.exists() and store.quarantined() == []
+
+
+def test_a_link_under_a_name_that_is_no_utf8_can_be_set_aside_for_the_reason_it_was_refused_for(store: Store) -> None:
+    folder = store.spool / "mixed"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9")).symlink_to("/etc/hostname")
+    with pytest.raises(RefusedError, match=r"^caf\\udce9: is a symbolic link") as refused:
+        store.claim_batch(folder, name="mixed", **WHO)
+    assert store.set_aside(folder, name="mixed", reason=str(refused.value), **WHO) == store.quarantined()[0]
+
+
+def test_a_folder_deeper_than_can_be_walked_is_refused_untouched(store: Store) -> None:
+    make_deep(store.spool / "deep")
+    try:
+        with pytest.raises(RefusedError, match=r"^d: holds folders deeper than 64 levels"):
+            store.claim_batch(store.spool / "deep", name="deep", **WHO)
+        assert (store.spool / "deep").exists() and store.ledger.batches() == []
+    finally:
+        durable.remove_tree(store.spool / "deep")  # too deep for pytest
 
 
 def test_a_quarantined_batch_moves_with_its_reason_and_back_on_release(store: Store) -> None:
