@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from state import durable
-from state.core import HELD, PAUSED, StoreCore, free_reserve
+from state.core import HELD, PAUSED, free_reserve
 from state.errors import RefusedError
+from state.quarantine import Quarantine
 from state.rows import BatchState, ControlRow, PointerRow, VersionRow
 
 RESCUE_BYTES = 512 << 10
 IN_SERVICE_STATES = ("base", "published")
 
 
-class Switch(StoreCore):
+class Switch(Quarantine):
     """Each method is one change of the store: the ledger is the intention, the `current` link follows."""
 
     def publish(self, version_id: int, *, actor: str, now: str, reason: str = "") -> VersionRow:
@@ -88,7 +89,10 @@ class Switch(StoreCore):
             self._materialize(row.id)
             details = {"reason": reason, "force": force}
             with self._transaction("version_promoted", row.name, actor=actor, now=now, details=details):
-                return self._enter(row, "promote", actor=actor, now=now, reason=reason)
+                row = self._enter(row, "promote", actor=actor, now=now, reason=reason)
+            if row.batch is not None:  # published by now, and perhaps quarantined until now
+                self._settle_batch(self._batch(row.batch), now)
+        return row
 
     def hold(self, *, reason: str, actor: str, now: str) -> None:
         """Publish nothing until `resume`."""

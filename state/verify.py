@@ -14,6 +14,9 @@ from state.rows import VersionRow
 from state.store import Store
 from state.tensors import ModelFolder
 
+NEEDED_STATES = ("queued", "running", "quarantined")
+"""Of batches whose files must be there also when no version was made with them."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -109,11 +112,11 @@ def _tensor_digests(model: ModelFolder) -> dict[str, str]:
 
 
 def _batches(store: Store) -> Iterator[Finding]:
+    made = {row.batch for row in store.ledger.versions()}
     for row in store.ledger.batches():
-        aside = store.quarantine / row.sha256 / "data"
-        path = aside if row.state == "quarantined" else store.batch_path(row.sha256)
+        path = store.batch_content(row.sha256)
         if not path.exists():
-            if row.state in ("queued", "running", "published", "awaiting_approval", "quarantined"):
+            if row.sha256 in made or row.state in NEEDED_STATES:
                 yield Finding(path, f"batch {row.name} is missing")
             continue
         try:

@@ -502,6 +502,19 @@ def test_submit_of_known_content_drops_nothing(alignd: Alignd, two: Store, tmp_p
     assert not list((alignd.home / "inbox").iterdir())
 
 
+def test_submit_of_content_that_was_deleted_drops_it_and_waits_for_the_new_batch(
+    alignd: Alignd, store: Store, tmp_path: Path
+) -> None:
+    claim = store.claim_batch(drop(store, "zorp\n", "b1.jsonl"), name="b1.jsonl", **WHO)
+    store.quarantine_batch(claim.batch.sha256, reason="bad", **WHO)
+    alignd.json("quarantine", "drop", "b1.jsonl")
+    assert alignd("retry", "b1.jsonl")[0] == exitcodes.REFUSED
+    (tmp_path / "again.jsonl").write_text("zorp\n")
+    listed = alignd.json("submit", "--wait", str(tmp_path / "again.jsonl"), code=exitcodes.NO_SERVICE)
+    assert (listed[0]["known_as"], listed[0]["state"]) == ("", "no_service")
+    assert (alignd.home / "inbox" / "again.jsonl").read_text() == "zorp\n"
+
+
 @pytest.mark.parametrize("name", ["missing.jsonl", ".hidden", "half.part", "empty"])
 def test_submit_refuses_what_the_inbox_would_pass_over(alignd: Alignd, tmp_path: Path, name: str) -> None:
     if name == "empty":

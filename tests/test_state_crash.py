@@ -220,6 +220,26 @@ def test_quarantine_and_release_killed_anywhere_lose_nothing(home: Path, tmp_pat
     assert sweep(home, tmp_path, act, check) > 15
 
 
+def test_a_deleted_batch_that_is_dropped_again_killed_anywhere_comes_back(home: Path, tmp_path: Path) -> None:
+    with Store.open(home) as store:
+        sha = store.claim_batch(store.spool / "fresh.drop", name="fresh", **WHO).batch.sha256
+        store.quarantine_batch(sha, reason="bad", **WHO)
+        store.drop(sha, **WHO)
+        drop(store, "zorp\n", "later")
+
+    def claim(store: Store) -> None:
+        store.claim_batch(store.spool / "later.drop", name="later", **WHO)
+
+    def check(store: Store, finished: bool) -> None:
+        if (store.spool / "later.drop").exists():
+            assert not finished
+            claim(store)
+        assert store.find_batch(sha).state == "queued" and store.ledger.duplicates() == []
+        assert store.batch_path(sha).exists() and verify(store) == [] and list(store.spool.iterdir()) == []
+
+    assert sweep(home, tmp_path, claim, check) > 8
+
+
 def test_set_aside_killed_anywhere_keeps_the_drop_in_one_place(home: Path, tmp_path: Path) -> None:
     def check(store: Store, finished: bool) -> None:
         assert len(store.quarantined()) + (store.spool / "fresh.drop").exists() == 1

@@ -132,6 +132,40 @@ def test_a_dropped_batch_is_gone_but_still_known(store: Store) -> None:
         store.retry("one", **WHO)
 
 
+@pytest.mark.parametrize("name", ["one", "renamed"])
+def test_a_new_drop_of_content_that_was_deleted_brings_the_batch_back(store: Store, name: str) -> None:
+    batch = store.claim_batch(drop(store, "zorp\n", "one"), name="one", **WHO).batch
+    store.quarantine_batch(batch.sha256, reason="bad", **WHO)
+    store.drop(batch.sha256, **WHO)
+    again = store.spool / "later.drop"
+    again.write_text("zorp\n")
+    claim = store.claim_batch(again, name=name, **WHO)
+    assert not claim.is_duplicate and not again.exists() and store.ledger.duplicates() == []
+    (row,) = store.ledger.batches()
+    assert (row.state, row.name, row.reason, row.seq) == ("queued", name, "", batch.seq)
+    assert content(store.batch_path(batch.sha256)) == {name: b"zorp\n"} and verify(store) == []
+
+
+def test_a_new_drop_of_a_rejected_batch_that_is_there_stays_a_duplicate(store: Store) -> None:
+    round_id = begin(store, 1)
+    store.end_round(round_id, "rejected", reason="gate harm failed", now=NOW)
+    again = store.spool / "later.drop"
+    again.write_text("zorp 1\n")
+    assert store.claim_batch(again, name="again", **WHO).is_duplicate
+    assert store.ledger.batches()[0].state == "rejected"
+
+
+def test_a_batch_that_a_version_was_made_with_cannot_be_deleted(store: Store) -> None:
+    row = make_version(store, 1)
+    assert row.batch is not None
+    store.rollback(reason="bad", **WHO)
+    store.retry(row.batch, **WHO)
+    store.quarantine_batch(row.batch, reason="one row", **WHO)
+    with pytest.raises(RefusedError, match="v1 was made with batch"):
+        store.drop(row.batch, **WHO)
+    assert content(store.batch_content(row.batch)) == {"batch1.jsonl": b"zorp 1\n"} and verify(store) == []
+
+
 def test_only_one_round_runs_and_none_while_paused(store: Store) -> None:
     batch = store.claim_batch(drop(store, "zorp 2\n", "two"), name="two", **WHO).batch
     store.pause(reason="lunch", **WHO)

@@ -1,17 +1,20 @@
 """What is damaged is found and named; what is whole is rebuilt bit for bit."""
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from state import audit, gc, patchfile
 from state.errors import StoreCorruptError
-from state.rows import VersionRow
+from state.rows import BatchState, VersionRow
 from state.store import Store
 from state.verify import drill, verify
 from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare
@@ -191,6 +194,70 @@ def test_gc_takes_ended_scratch_and_unused_patches_but_not_those_of_open_rounds(
     gc.run(store, keep_materialized=0, **WHO)
     assert not store.scratch(round_id).exists() and not store.patch_path(unused).exists()
     assert len(list(store.patches.iterdir())) == 1 and verify(store) == []
+
+
+ENDS: dict[str, Callable[[Store, str], object]] = {
+    "published": lambda store, batch: None,
+    "rolled back": lambda store, batch: store.rollback("v0", reason="bad", **WHO),
+    "rejected by hand": lambda store, batch: store.reject("candidate", reason="terse", **WHO),
+    "queued again": lambda store, batch: store.retry(batch, **WHO),
+    "quarantined": lambda store, batch: store.quarantine_batch(batch, reason="bad", **WHO),
+    "rejected by the gates": lambda store, batch: _round_of(store, batch, "rejected"),
+    "aborted": lambda store, batch: _round_of(store, batch, "aborted", batch_state="rejected"),
+}
+
+
+def _round_of(store: Store, batch: str, state: Any, **more: Any) -> None:
+    store.end_round(store.begin_round(batch, config={}, now=NOW).id, state, reason="no", now=NOW, **more)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["published"],
+        ["rolled back"],
+        ["rolled back", "queued again", "rejected by the gates"],
+        ["rolled back", "queued again", "aborted"],
+        ["rolled back", "queued again", "quarantined"],
+        ["rejected by hand"],
+        ["rejected by hand", "queued again"],
+        ["rejected by hand", "queued again", "rejected by the gates"],
+    ],
+    ids=" then ".join,
+)
+def test_gc_keeps_the_batch_of_a_version_however_it_ended(tmp_path: Path, way: list[str]) -> None:
+    with make_store(tmp_path) as store:
+        row = make_version(store, 1, "awaiting_approval" if way[0] == "rejected by hand" else "published")
+        assert row.batch is not None
+        for end in way:
+            ENDS[end](store, row.batch)
+        gc.run(store, keep_materialized=0, **WHO)
+        store.promote("v1", force=True, reason="after all", **WHO)
+        assert content(store.batch_content(row.batch)) == {"batch1.jsonl": b"zorp 1\n"}
+        assert verify(store, deep=True) == []
+
+
+@pytest.mark.parametrize("end", ["rejected by the gates", "aborted"])
+def test_gc_keeps_a_batch_that_may_be_tried_again(store: Store, end: str) -> None:
+    batch = store.find_batch("waiting").sha256
+    ENDS[end](store, batch)
+    gc.run(store, keep_materialized=0, **WHO)
+    assert store.retry(batch, **WHO).state == "queued" and verify(store) == []
+
+
+@given(states=st.lists(st.sampled_from(get_args(BatchState)), min_size=1, max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_gc_never_takes_a_batch_of_the_ledger(states: list[Any]) -> None:
+    with TemporaryDirectory() as folder, make_store(Path(folder)) as store:
+        rows = [
+            store.claim_batch(drop(store, f"zorp {number}", str(number)), name=str(number), **WHO).batch
+            for number in range(len(states))
+        ]
+        with store.ledger.transaction():
+            for row, state in zip(rows, states, strict=True):
+                store.ledger.save(replace(row, state=state))
+        gc.run(store, keep_materialized=0, **WHO)
+        assert all(store.batch_path(row.sha256).exists() for row in rows)
 
 
 def test_gc_refuses_a_negative_number(store: Store) -> None:
