@@ -19,7 +19,7 @@ from daemon import cli, exitcodes, live, submit
 from daemon.command import Context, service_file_of
 from daemon.config import InboxSection
 from daemon.unit import render_unit
-from state import lock
+from state import durable, gc, lock
 from state.store import Store
 from tests.command_world import Alignd, usable_base
 from tests.state_world import NOW, begin, content, drop, make_version, write_model
@@ -471,6 +471,27 @@ def test_export_of_damaged_bytes_gives_nothing(alignd: Alignd, two: Store, tmp_p
     path.write_text("{}")
     assert alignd("export", "v2", str(tmp_path / "out"))[0] == exitcodes.INTEGRITY
     assert {entry.name for entry in tmp_path.iterdir()} == {"home"}
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_nobody_sweeps_or_collects_what_an_export_is_made_of(
+    alignd: Alignd, two: Store, monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
+) -> None:
+    expected = content(two.model_path(1))
+    two.rollback("v0", reason="bad", **WHO)
+    if not is_kept:
+        gc.run(two, keep_materialized=0, actor="tester", now=NOW)
+    copy_file = durable.copy_file
+
+    def copy(source: Path, target: Path, mode: int = 0o600) -> int:
+        two.recover(NOW)
+        gc.run(two, keep_materialized=0, actor="tester", now=NOW)
+        return copy_file(source, target, mode)
+
+    monkeypatch.setattr(durable, "copy_file", copy)
+    assert alignd.json("export", "v1", str(alignd.home / "out"))["id"] == "v1"
+    assert content(alignd.home / "out") == expected
+    assert not list(alignd.home.glob(".tmp-*"))
 
 
 # feeding

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state import audit, gc, patchfile
+from state import audit, batches, gc, patchfile
 from state.errors import StoreCorruptError
 from state.rows import BatchState, VersionRow
 from state.store import Store
@@ -115,6 +115,58 @@ def test_drill_names_the_version_whose_overlay_is_damaged(store: Store, tmp_path
         store.version_path(2),
         store.version_path(3),
     ]
+
+
+def _once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, change: Callable[[], object]) -> None:
+    """Make a change just before the first call of a function."""
+    real, left = getattr(owner, name), [change]
+
+    def run(*args: Any) -> Any:
+        if left:
+            left.pop()()
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, run)
+
+
+def test_garbage_collection_in_the_middle_of_a_check_is_no_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.rollback("v0", reason="bad", **WHO)
+    path, real = store.model_path(2) / "config.json", batches.file_sha256
+
+    def digest(at: Path) -> str:
+        if at == path:
+            gc.run(store, keep_materialized=0, **WHO)
+        return real(at)
+
+    monkeypatch.setattr(batches, "file_sha256", digest)
+    assert verify(store) == []
+    assert store.is_materialized(2) and not store.is_materialized(3)
+
+
+@pytest.mark.parametrize("name", ["members", "identity"])
+def test_a_batch_that_moves_in_the_middle_of_a_check_is_no_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sha256 = store.find_batch("batch1.jsonl").sha256
+
+    def move() -> None:
+        store.rollback("v0", reason="bad", **WHO)
+        store.retry(sha256, **WHO)
+        store.quarantine_batch(sha256, reason="bad", **WHO)
+
+    _once(monkeypatch, batches, name, move)
+    assert verify(store) == []
+
+
+def test_a_change_in_the_middle_of_a_check_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _once(monkeypatch, audit, "_end_faults", lambda: store.pause(reason="wait", **WHO))
+    assert audit.verify(store) == []
+    _once(monkeypatch, Path, "readlink", lambda: store.rollback(reason="bad", **WHO))
+    assert verify(store) == []
+    store.audit_path.write_bytes(store.audit_path.read_bytes()[:-1])
+    assert audit.verify(store) != []
 
 
 def test_a_damaged_overlay_never_becomes_a_model_folder(store: Store) -> None:
