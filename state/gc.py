@@ -84,8 +84,7 @@ def _items(store: Store, keep_materialized: int) -> list[Item]:
     is_idle = lock.holder(store.service_lock) is None and not store.ledger.rounds("running")
     found = sweep.leftovers(store, is_service_idle=is_idle)
     found += [left for left in _models(store, keep_materialized) if not lock.is_taken(left.path)]
-    if is_idle:
-        found += _patches(store)
+    found += _patches(store)
     return [Item(left.path, _num_bytes(left.path), left.reason) for left in found]
 
 

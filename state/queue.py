@@ -145,6 +145,12 @@ class Queue(Quarantine):
             row = self.round(round_id)
             return self.ledger.save(replace(row, step=step, artefacts={**row.artefacts, step: result}))
 
+    def forget_steps(self, round_id: str) -> RoundRow:
+        """Let a running round begin anew: none of its steps counts as done (one transaction; no lock, no audit line)."""
+        with self.ledger.transaction():
+            row = self.round(round_id)
+            return self.ledger.save(replace(row, step=None, artefacts={})) if row.state == "running" else row
+
     def count_attempt(self, round_id: str) -> RoundRow:
         """Count one more start of a running round, after a crash or an error (no lock, no audit line)."""
         with self.ledger.transaction():

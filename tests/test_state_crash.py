@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from state import audit, durable, filesystem, gc, patchfile
+from state import audit, durable, filesystem, gc, lock, patchfile
 from state.errors import StoreMissingError
 from state.store import Store
 from state.verify import verify
@@ -137,9 +137,9 @@ def test_commit_killed_anywhere_leaves_old_or_new_and_can_be_repeated(tmp_path: 
     with make_store(tmp_path) as store:
         make_version(store, 1)
         round_id = begin(store, 2)
-        prepare(store, round_id, 2)
+        record = prepare(store, round_id, 2)["record"]
+        record["patch"] = save_patch(store, round_id)
         home = store.home
-        record = prepare_record(store, round_id)
 
     def commit(store: Store) -> None:
         scratch = store.scratch(round_id)
@@ -147,6 +147,7 @@ def test_commit_killed_anywhere_leaves_old_or_new_and_can_be_repeated(tmp_path: 
             round_id,
             scratch / "model",
             overlay=scratch / "overlay.safetensors",
+            patch=scratch / store.patch_path(record["patch"]).name,
             record=record,
             state="published",
             now=NOW,
@@ -158,13 +159,23 @@ def test_commit_killed_anywhere_leaves_old_or_new_and_can_be_repeated(tmp_path: 
         commit(store)
         assert store.current().id == 2 and verify(store, deep=True) == []
 
+    def check_given_up(store: Store, finished: bool) -> None:
+        store.end_round(round_id, "superseded", reason="held", now=NOW)
+        with lock.hold(store.service_lock, "alignd run"):
+            gc.run(store, keep_materialized=3, **WHO)
+        kept = [row.patch for row in store.ledger.versions() if row.patch]
+        assert [path.stem for path in store.patches.iterdir()] == kept and len(kept) >= finished
+        assert list(store.scratch_root.iterdir()) == [] and verify(store) == []
+
     assert sweep(home, tmp_path, commit, check) > 10
+    sweep(home, tmp_path, commit, check_given_up)
 
 
-def prepare_record(store: Store, round_id: str) -> dict[str, Any]:
-    shutil.rmtree(store.scratch(round_id))
-    record: dict[str, Any] = prepare(store, round_id, 2)["record"]
-    return record
+def save_patch(store: Store, round_id: str) -> str:
+    import numpy as np
+
+    entries = {"w": (np.array([1]), np.array([0.5], np.float32))}
+    return patchfile.save(store, entries, {"round": round_id}, folder=store.scratch(round_id))
 
 
 def test_publish_killed_anywhere_leaves_the_old_version_or_the_new(home: Path, tmp_path: Path) -> None:

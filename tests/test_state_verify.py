@@ -240,6 +240,7 @@ def test_gc_takes_ended_scratch_and_unused_patches_but_not_those_of_open_rounds(
     unused = patchfile.save(store, {"w": (np.array([2]), np.array([1], np.float32))}, {})
     round_id = store.begin_round(store.find_batch("waiting").sha256, config={}, now=NOW).id
     store.scratch(round_id).mkdir()
+    store.finish_step(round_id, "merge", {"patch": unused})
     gc.run(store, keep_materialized=0, **WHO)
     assert store.scratch(round_id).exists() and store.patch_path(unused).exists()
     store.end_round(round_id, "failed", reason="x", now=NOW)
