@@ -210,6 +210,8 @@ def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[s
 def _open_bench(round_: Round, batches: Mapping[str, TakenIn]) -> Workbench:
     store, config = round_.store, round_.config
     harmful = [row.response for taken in batches.values() for row in taken.rows]
+    for version in (round_.row.parent, 0):
+        ModelFolder.open(store.model_path(version))  # names a damaged file, which torch's loader does not
     bench = Workbench.open(
         config, store.model_path(round_.row.parent), store.model_path(0), round_.files, harmful=harmful
     )

@@ -656,6 +656,16 @@ def test_doctor_says_what_to_do_about_too_few_probes(alignd: Alignd) -> None:
 
 
 @pytest.mark.usefixtures("no_torch")
+def test_doctor_names_probes_that_cannot_be_read(alignd: Alignd) -> None:
+    probes(alignd.home, 200)
+    (alignd.home / "probes" / "harm.jsonl").unlink(missing_ok=True)
+    (alignd.home / "probes" / "harm.jsonl").mkdir()
+    view = alignd.json("doctor", code=exitcodes.DEGRADED)
+    found = next(check for check in view["checks"] if check["name"] == "probes")
+    assert (found["status"], "harm.jsonl cannot be read" in found["detail"]) == ("bad", True)
+
+
+@pytest.mark.usefixtures("no_torch")
 @pytest.mark.parametrize("name", ["base", "permissions", "inbox", "clock"])
 def test_doctor_finds_what_is_wrong(alignd: Alignd, tmp_path: Path, name: str) -> None:
     probes(alignd.home, 200)

@@ -848,6 +848,18 @@ def test_a_round_whose_commit_died_half_way_is_not_done_again(
     assert home.commit(round_id, again).id == 1 and verify(home.store, deep=True) == []
 
 
+@pytest.mark.parametrize("name", ["batches/*/batch1.jsonl", "patches/*.safetensors", "../models/v1/*.safetensors"])
+def test_damage_of_what_a_round_builds_on_blames_no_batch(home: Home, name: str) -> None:
+    home.config = config_of(DIFFERENCE, UNSEARCHED, {"merge": {"accumulate": "protect"}})
+    home.play(1)
+    (path,) = home.store.root.glob(name)
+    path.chmod(0o600)
+    path.write_bytes(b"not what was written")
+    last = decode_event(_worker_out(home, home.begin(home.drop(2)).id).splitlines()[-1])
+    assert isinstance(last, FailedEvent) and last.retry and last.blameless
+    assert "the store is damaged" in last.reason
+
+
 def test_write_probes_and_batches_do_not_meet(home: Home) -> None:
     """The helper's own promise: no probe prompt is in a batch, or every test here would test less than it says."""
     write_probes(home.path)
