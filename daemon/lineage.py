@@ -76,7 +76,10 @@ def _unreadable(path: Path, sha256: str, err: Exception) -> StoreCorruptError | 
         return StoreCorruptError(f"{what} is missing: {path}", _MEND_BATCH)
     if identity(path) != sha256:
         return StoreCorruptError(f"{what} is not what was received: {path}", _MEND_BATCH)
-    return ConfigError(f"{what} cannot be read under the settings any more: {err}")
+    return ConfigError(
+        f"{what} cannot be read under the settings any more: {err}; mend them, then `alignd abort` and `alignd retry` "
+        "begin the round with them"
+    )
 
 
 def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Claims:

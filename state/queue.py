@@ -203,6 +203,12 @@ class Queue(Quarantine):
                 self._settle_batch(self._batch(row.batch), now)
         return row
 
+    def clear_scratch(self, round_id: str) -> None:
+        """Remove the private files of a round that has ended, where no service is there to do it."""
+        with self._changing(f"clear {round_id}"):
+            if self.round(round_id).state not in OPEN_STATES:
+                durable.remove_tree(self.scratch(round_id))
+
     def retry(self, batch: str, *, actor: str, now: str) -> BatchRow:
         """Queue a batch again that was rejected, quarantined, rolled back or reverted."""
         with self._changing(f"retry {batch}"):

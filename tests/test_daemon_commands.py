@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from daemon.unit import render_unit
 from state import durable, gc, lock
 from state.store import Store
 from tests.command_world import Alignd, usable_base
-from tests.state_world import NOW, begin, content, drop, make_version, write_model
+from tests.state_world import NOW, begin, content, drop, make_version, prepare, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 WHO = {"actor": "tester", "now": NOW}
@@ -392,6 +393,50 @@ def test_abort_ends_the_round_and_retry_brings_the_batch_back(alignd: Alignd, st
     assert (ended["state"], ended["reason"]) == ("aborted", "wrong file")
     assert alignd.json("batches")[0]["state"] == "rejected"
     assert alignd.json("retry", "batch1.jsonl")["state"] == "queued"
+
+
+@pytest.mark.parametrize("is_served", [True, False])
+def test_abort_removes_the_over_safety_patch_where_no_service_does(
+    alignd: Alignd, store: Store, *, is_served: bool
+) -> None:
+    scratch = store.scratch(begin(store, 1))
+    scratch.mkdir()
+    (scratch / "over_safety.safetensors").write_bytes(b"zorp")
+    with lock.hold(store.service_lock, "alignd run") if is_served else nullcontext():
+        alignd.json("abort")
+    assert scratch.exists() == is_served
+
+
+@pytest.mark.parametrize(("state", "hint"), [("published", "alignd rollback"), ("awaiting_approval", "reject v1")])
+def test_abort_of_a_round_that_has_just_made_a_version_is_refused_and_names_it(
+    alignd: Alignd, store: Store, monkeypatch: pytest.MonkeyPatch, state: Any, hint: str
+) -> None:
+    round_id = begin(store, 1)
+    arguments, end_round = prepare(store, round_id, 1), Store.end_round
+
+    def end(*args: Any, **kwargs: Any) -> Any:
+        store.commit_version(round_id, **arguments, state=state, now=NOW)
+        return end_round(*args, **kwargs)
+
+    monkeypatch.setattr(Store, "end_round", end)
+    code, out, err = alignd("abort")
+    assert (code, out) == (exitcodes.REFUSED, "")
+    assert f"v1 is {state}" in err and hint in err
+
+
+def test_abort_of_a_round_that_has_just_been_turned_down_is_refused(
+    alignd: Alignd, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(store, 1)
+    end_round = Store.end_round
+
+    def end(self: Store, round_id: str, *args: Any, **kwargs: Any) -> Any:
+        end_round(store, round_id, "rejected", reason="gate harm failed", now=NOW)
+        return end_round(self, round_id, *args, **kwargs)
+
+    monkeypatch.setattr(Store, "end_round", end)
+    code, _, err = alignd("abort")
+    assert code == exitcodes.REFUSED and "rejected" in err
 
 
 # keeping
