@@ -1,4 +1,4 @@
-"""Versions come in: commit, materialise; and get names: pins and tags."""
+"""Versions come in: commit; and get names: pins and tags."""
 
 from __future__ import annotations
 
@@ -60,14 +60,6 @@ class Versions(Switch):
                 self._place_patch(patch, record["patch"])
             row = self._place(round_, staging_model, overlay, record=record, now=now)
             return self._enroll(row, round_, publish=state == "published", actor=actor, now=now)
-
-    def materialize(self, ref: str) -> Path:
-        """The version's model folder, rebuilt bit for bit if it was collected."""
-        row = self.resolve(ref)
-        if self.is_materialized(row.id):
-            return self.model_path(row.id)
-        with self._changing(f"rebuild {row.name}"):
-            return self._materialize(row.id)
 
     def pin(self, ref: str, *, actor: str, now: str) -> VersionRow:
         """Keep a version's model folder for good."""

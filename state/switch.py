@@ -94,13 +94,13 @@ class Switch(Quarantine):
                 self._settle_batch(self._batch(row.batch), now)
         return row
 
-    def hold(self, *, reason: str, actor: str, now: str) -> None:
-        """Publish nothing until `resume`."""
-        self._set_control(HELD, reason=reason, actor=actor, now=now)
-
     def pause(self, *, reason: str, actor: str, now: str) -> None:
         """Start no round until `resume`."""
-        self._set_control(PAUSED, reason=reason, actor=actor, now=now)
+        with (
+            self._changing("pause"),
+            self._transaction("paused", "store", actor=actor, now=now, details={"reason": reason}),
+        ):
+            self.ledger.save(ControlRow(PAUSED, reason, actor, now))
 
     def resume(self, *, actor: str, now: str, reason: str = "") -> None:
         """Lift hold and pause."""
@@ -189,12 +189,6 @@ class Switch(Quarantine):
         """The batch whose version a revert took out; None when the version came from a batch."""
         target = self.round(row.round).target if row.round else None
         return self.version(target).batch if target is not None else None
-
-    def _set_control(self, name: str, *, reason: str, actor: str, now: str) -> None:
-        with self._changing(name):
-            action = {HELD: "held", PAUSED: "paused"}[name]
-            with self._transaction(action, "store", actor=actor, now=now, details={"reason": reason}):
-                self.ledger.save(ControlRow(name, reason, actor, now))
 
     @contextmanager
     def _despite_full_disk(self) -> Iterator[None]:

@@ -23,7 +23,7 @@ from daemon.unit import render_unit
 from state import durable, gc, lock
 from state.store import Store
 from tests.command_world import Alignd, usable_base
-from tests.state_world import NOW, begin, content, drop, make_version, prepare, write_model
+from tests.state_world import NOW, begin, content, drop, hold, make_version, prepare, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 WHO = {"actor": "tester", "now": NOW}
@@ -622,8 +622,8 @@ def test_waiting_ends_with_the_batch(store: Store) -> None:
     assert follow(store, claim.batch.sha256).code == exitcodes.NO_SERVICE
     with lock.hold(store.service_lock, "alignd run"):
         assert follow(store, claim.batch.sha256).code == exitcodes.TRY_AGAIN
-        for stop in (store.hold, store.pause):
-            stop(reason="worse", **WHO)
+        for stop in (hold, lambda store, reason: store.pause(reason=reason, **WHO)):
+            stop(store, "worse")
             fate = follow(store, claim.batch.sha256)
             assert (fate.code, "worse" in fate.reason) == (exitcodes.REFUSED, True)
             store.resume(**WHO)

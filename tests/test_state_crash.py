@@ -13,7 +13,7 @@ from state import audit, durable, filesystem, gc, lock, patchfile
 from state.errors import StoreMissingError
 from state.store import Store
 from state.verify import verify
-from tests.state_world import NOW, begin, drop, make_store, make_version, prepare, write_model
+from tests.state_world import NOW, begin, drop, make_store, make_version, prepare, rebuilt, write_model
 
 WHO: Any = {"actor": "tester", "now": NOW}
 CHANGES = {
@@ -274,7 +274,7 @@ def test_gc_killed_anywhere_deletes_nothing_reachable(tmp_path: Path) -> None:
     def check(store: Store, finished: bool) -> None:
         assert all(store.is_materialized(number) for number in (0, 2, 3))
         assert not finished or not store.is_materialized(1)
-        store.materialize("v1")
+        rebuilt(store, 1)
         assert verify(store, deep=True) == []
 
     assert sweep(home, tmp_path, lambda s: gc.run(s, keep_materialized=1, **WHO), check) > 5
@@ -314,7 +314,7 @@ def test_a_torn_audit_line_is_cut_and_written_again(home: Path, is_zeroed: bool)
     with Store.open(home) as store:
         before = store.audit_path.read_bytes()
         with filesystem.use(DyingFileSystem(1)), pytest.raises(Killed):  # opened, then torn while writing
-            store.hold(reason="wait", **WHO)
+            store.pause(reason="wait", **WHO)
         torn = store.audit_path.read_bytes()
         assert torn.startswith(before) and len(torn) > len(before)
         if is_zeroed:
@@ -322,4 +322,4 @@ def test_a_torn_audit_line_is_cut_and_written_again(home: Path, is_zeroed: bool)
         assert audit.verify(store) != []
         store.recover(NOW)
         assert audit.verify(store) == []
-        assert audit.read(store)[-1].action == "held" and store.audit_path.read_bytes().startswith(before)
+        assert audit.read(store)[-1].action == "paused" and store.audit_path.read_bytes().startswith(before)

@@ -28,6 +28,7 @@ from tests.state_world import (
     begin,
     content,
     drop,
+    hold,
     make_store,
     make_version,
     prepare,
@@ -261,7 +262,7 @@ def test_a_version_whose_parent_is_no_longer_current_is_not_published(store: Sto
 
 def test_nothing_is_published_while_held(store: Store) -> None:
     make_version(store, 1, "awaiting_approval")
-    store.hold(reason="wait", **WHO)
+    hold(store, "wait")
     with pytest.raises(RefusedError, match="held"):
         store.publish(1, **WHO)
     round_id = begin(store, 2)
@@ -368,7 +369,7 @@ def test_two_services_on_one_home_cannot_be(store: Store) -> None:
 def test_a_change_waits_for_the_lock_and_names_its_holder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("state.core.LOCK_WAIT_S", 0.05)
     with lock.hold(store.store_lock, "a long merge"), pytest.raises(LockedError, match="a long merge"):
-        store.hold(reason="", **WHO)
+        store.pause(reason="", **WHO)
 
 
 BLOCKER = """
@@ -409,7 +410,7 @@ def test_data_version_changes_with_own_and_with_others_changes(store: Store) -> 
     before = store.ledger.data_version()
     assert store.ledger.data_version() == before
     with Store.open(store.home) as other:
-        other.hold(reason="", **WHO)
+        other.pause(reason="", **WHO)
     between = store.ledger.data_version()
     store.resume(**WHO)
     assert len({before, between, store.ledger.data_version()}) == 3

@@ -17,7 +17,7 @@ from state.errors import StoreCorruptError
 from state.rows import BatchState, VersionRow
 from state.store import Store
 from state.verify import drill, verify
-from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare
+from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare, rebuilt
 
 WHO: Any = {"actor": "tester", "now": NOW}
 
@@ -100,7 +100,7 @@ def test_every_version_is_rebuilt_bit_for_bit_from_base_and_overlays(store: Stor
     store.recover(NOW)
     assert store.is_materialized(3) and not store.is_materialized(2)
     for number, files in before.items():
-        assert content(store.materialize(f"v{number}")) == files
+        assert content(rebuilt(store, number)) == files
     assert verify(store, deep=True) == []
 
 
@@ -173,7 +173,7 @@ def test_a_damaged_overlay_never_becomes_a_model_folder(store: Store) -> None:
     shutil.rmtree(store.model_path(2))
     flip(store.overlay_path(2))
     with pytest.raises(StoreCorruptError, match="v2 rebuilt"):
-        store.materialize("v2")
+        rebuilt(store, 2)
     assert not store.is_materialized(2) and not list(store.models.glob(".tmp-*"))
 
 
