@@ -30,7 +30,7 @@ class Candidate:
     digests: Digests
     touched: dict[str, Any]
     patch: str | None
-    """Digest of the kept patch file."""
+    """Digest of the patch file, in the scratch folder until the version is committed."""
 
 
 def write_candidate(
@@ -63,11 +63,17 @@ def sparse_entries(patch: SparsePatch) -> dict[str, tuple[np.ndarray, np.ndarray
     return {name: (delta.indices.numpy(), delta.deltas.numpy()) for name, delta in patch.items() if len(delta.indices)}
 
 
-def keep_patch(store: StoreCore, patch: SparsePatch, provenance: Mapping[str, str]) -> str:
-    """Store a merged patch, so that a later round can leave it out or weigh it anew; its digest."""
+def keep_patch(
+    store: StoreCore, patch: SparsePatch, provenance: Mapping[str, str], *, folder: Path | None = None
+) -> str:
+    """Store a merged patch, so that a later round can leave it out or weigh it anew; its digest.
+
+    Args:
+        folder: a round's scratch folder, from which `commit_version` takes it; among the store's patches when left out.
+    """
     kinds = {name: delta.kinds.numpy() for name, delta in patch.items() if len(delta.indices)}
     mixed = any(bool((kind != patchfile.BOTH).any()) for kind in kinds.values())
-    return patchfile.save(store, sparse_entries(patch), provenance, kinds=kinds if mixed else None)
+    return patchfile.save(store, sparse_entries(patch), provenance, kinds=kinds if mixed else None, folder=folder)
 
 
 def touched(parent: ModelFolder, edits: Mapping[str, Edit]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from daemon import exitcodes
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid, utc_now
 from daemon.terminal import printable
 from daemon.views import batch_view, round_view, version_name
-from state.rows import VersionRow
+from state.rows import RoundRow, VersionRow
 
 if TYPE_CHECKING:
     from state.store import Store
@@ -132,8 +132,22 @@ def abort(context: Context, args: argparse.Namespace) -> Answer:
             actor=context.actor,
             batch_state="rejected" if row.batch else None,
         )
+        if ended.state != ABORTED:
+            raise _ended_before(ended)
+        if service_pid(store) is None:
+            store.clear_scratch(row.id)
     hint = f"; `alignd retry {row.batch[:12]}` tries the batch again" if row.batch else ""
     return Answer(round_view(ended), (f"{row.id} is aborted{hint}",))
+
+
+def _ended_before(row: RoundRow) -> CommandError:
+    """A round that came to its end between the look at it and the abort."""
+    if row.version is None:
+        return CommandError(exitcodes.REFUSED, f"{row.id} has just ended: {row.state}", f"`alignd show {row.id}`")
+    made = version_name(row.version)
+    is_published = row.state == "published"
+    hint = "`alignd rollback` goes back" if is_published else f"`alignd reject {made}` turns it down"
+    return CommandError(exitcodes.REFUSED, f"{row.id} has just ended: {made} is {row.state}", hint)
 
 
 def retry(context: Context, args: argparse.Namespace) -> Answer:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -160,19 +159,17 @@ def export(context: Context, args: argparse.Namespace) -> Answer:
 
 
 def _export(store: Store, row: VersionRow, target: Path) -> int:
-    from state import durable, materialize
+    from state import durable, lock, materialize
+    from state.scratch import private_folder
 
-    scratch = Path(tempfile.mkdtemp(prefix=".tmp-export-", dir=target.parent))
-    staging = scratch / target.name
-    try:
-        if store.is_materialized(row.id):
+    with private_folder(target.parent, "export") as scratch, lock.kept(store.model_path(row.id)) as is_there:
+        staging = scratch / target.name
+        if is_there:
             _copy_checked(store, row, staging)
         else:
             materialize.rebuild(store, row.id, staging)
         num_bytes = _make_ordinary(staging)
         durable.publish_folder(staging, target)
-    finally:
-        durable.remove_tree(scratch)
     return num_bytes
 
 

@@ -198,7 +198,7 @@ def _probes(home: Path, config: Config) -> Iterator[Check]:
     try:
         files = load(home, config)
     except ConfigError as err:
-        yield Check("probes", "bad", str(err), "mend that line")
+        yield Check("probes", "bad", str(err), "mend that file; `alignd doctor` reads it again")
         return
     missing = missing_required(files, config)
     for sentence in missing:

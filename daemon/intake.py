@@ -90,7 +90,7 @@ def take_in(store: Layout, config: Config, sha256: str, probes: ProbeFiles, *, i
     base = store.model_path(0)
     limits = Limits(max_rows=config.inbox.max_rows, max_bytes=config.inbox.max_bytes)
     try:
-        parsed = read_batch(store.batch_path(sha256), limits)
+        parsed = read_batch(store.batch_content(sha256), limits)
     except BatchError as err:
         raise UnusableBatchError((str(err),), {}) from err
     counter = _TokenCounter(base)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
 
-from daemon.config import Config
+from daemon.config import Config, ConfigError
 from daemon.intake import TakenIn, UnusableBatchError, apart, take_in
 from daemon.probes import ProbeFiles
-from patches.errors import PatchError
 from patches.merge import OVER_SAFETY, SAFETY, Claims
 from state import overlay, patchfile
+from state.batches import identity
 from state.core import StoreCore
+from state.errors import StoreCorruptError
 from state.overlay import Edit
 from state.store import Store
 from state.tensors import ModelFolder, from_float32, to_float32
+
+_MEND_BATCH: Final = "restore it from a backup, or `alignd revert` the version that was made with it"
 
 
 @dataclass(frozen=True)
@@ -56,17 +60,28 @@ def earlier_batches(store: StoreCore, config: Config, lineage: Lineage, files: P
     Oldest first, and each without the rows that an older one has on another side.
 
     Raises:
-        PatchError: a stored batch can no longer be read.
+        StoreCorruptError: a stored batch is missing, or is not what was received.
+        ConfigError: a stored batch is whole, and cannot be read under the settings any more.
     """
     taken = {}
     for sha256 in lineage.batches:
         try:
             taken[sha256] = take_in(store, config, sha256, files, is_learnt=True)
-        except UnusableBatchError as err:
-            raise PatchError(
-                f"batch {sha256[:12]}, which the current version was made with, cannot be read any more: {err}"
-            ) from err
+        except (UnusableBatchError, FileNotFoundError) as err:
+            raise _unreadable(store.batch_content(sha256), sha256, err) from err
     return apart(taken)
+
+
+def _unreadable(path: Path, sha256: str, err: Exception) -> StoreCorruptError | ConfigError:
+    what = f"batch {sha256[:12]}, which the current version was made with,"
+    if not path.exists():
+        return StoreCorruptError(f"{what} is missing: {path}", _MEND_BATCH)
+    if identity(path) != sha256:
+        return StoreCorruptError(f"{what} is not what was received: {path}", _MEND_BATCH)
+    return ConfigError(
+        f"{what} cannot be read under the settings any more: {err}; mend them, then `alignd abort` and `alignd retry` "
+        "begin the round with them"
+    )
 
 
 def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Claims:

@@ -77,10 +77,10 @@ def load(home: Path, config: Config) -> ProbeFiles:
     """All probe files of a home; a file that is not there, or that no setting names, gives no rows.
 
     Raises:
-        ConfigError: a line is not usable; names file and line, not the text.
+        ConfigError: a file cannot be read, or a line is not usable; names file and line, not the text.
     """
     paths = digest_inputs(home, config)
-    found = {key: read(path) for key, path in paths.items() if path.exists()}
+    found = {key: rows for key, path in paths.items() if (rows := _read_if_there(key, path)) is not None}
     nothing: tuple[tuple[ProbeRow, ...], str] = ((), "")
     return ProbeFiles(
         harm=found.get("probes.harm", nothing)[0],
@@ -89,6 +89,19 @@ def load(home: Path, config: Config) -> ProbeFiles:
         retain=found.get("derive.retain.path", nothing)[0],
         digests={key: digest for key, (_, digest) in found.items()},
     )
+
+
+def _read_if_there(key: str, path: Path) -> tuple[tuple[ProbeRow, ...], str] | None:
+    """What `read` gives; None when there is no such file."""
+    try:
+        return read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as err:
+        raise ConfigError(
+            f"{path} cannot be read: {err.strerror}; it must be a file that the service's user may read, "
+            f"or {key} must name another"
+        ) from err
 
 
 def gate_part(rows: Sequence[ProbeRow], most: int) -> tuple[ProbeRow, ...]:

@@ -59,7 +59,7 @@ class FailedEvent(msgspec.Struct, frozen=True, tag_field="event", tag="failed"):
     reason: str
     retry: bool
     blameless: bool = False
-    """The disk or the settings are to blame and not the batch: no attempt is counted."""
+    """The disk, the store, the probes or the settings are to blame and not the batch: no attempt is counted."""
 
 
 Event = ProgressEvent | StepEvent | DoneEvent | FailedEvent

@@ -21,10 +21,10 @@ def model_folder(store: Store, row: VersionRow) -> Iterator[Path]:
     """
     from state import lock, materialize, scratch
 
-    if store.is_materialized(row.id):
-        with lock.taken(store.model_path(row.id)):
+    with lock.kept(store.model_path(row.id)) as is_there:
+        if is_there:
             yield store.model_path(row.id)
-        return
+            return
     with scratch.private_folder(store.home, "rebuilt") as folder:
         materialize.rebuild(store, row.id, folder / row.name)
         yield folder / row.name

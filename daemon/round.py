@@ -23,6 +23,7 @@ from daemon.measuring import counts, gate_results, gate_sets, measure_sets, metr
 from daemon.patching import Patching
 from daemon.probes import ProbeFiles
 from daemon.progress import Outcome, Reporter
+from daemon.resume import INPUTS, settle
 from daemon.searching import search_merge
 from daemon.workbench import Workbench
 from patches.merge import Setting, SparsePatch, merged_patch
@@ -60,8 +61,9 @@ class Round:
 
 def run(store: Store, config: Config, row: RoundRow, reporter: Reporter) -> Outcome:
     """Take one round to its outcome: ready with a candidate, rejected by the gates, or its batch quarantined."""
-    round_ = Round(store, config, row, reporter, probes.load(store.home, config), dict(row.artefacts))
-    store.scratch(row.id).mkdir(mode=0o700, parents=True, exist_ok=True)
+    files = probes.load(store.home, config)
+    row = settle(store, config, row, files)
+    round_ = Round(store, config, row, reporter, files, dict(row.artefacts))
     return _revert(round_) if row.kind == "revert" else _batch(round_)
 
 
@@ -75,7 +77,7 @@ def _batch(round_: Round) -> Outcome:
     except UnusableBatchError as err:
         return Outcome("quarantined", err.reasons, err.stats)
     taken = batches[row.batch]
-    round_.done("parse", lambda: taken.stats | taken.split.counts())
+    round_.done("parse", lambda: taken.stats | taken.split.counts() | {INPUTS: round_.files.digests})
 
     bench = _open_bench(round_, batches)
     work = Patching(bench, store.scratch(row.id), taken=taken, earlier=earlier, seed=_seed(row, config))
@@ -91,7 +93,7 @@ def _batch(round_: Round) -> Outcome:
     )
     merged = merged_patch(patches, Setting(**search["winner"]["point"]))
     merge = round_.done("merge", lambda: _merge(round_, merged))
-    return _judge(round_, bench, batches, merge, lineage.then(merge["patch"], row.batch))
+    return _judge(round_, bench, batches, merge, lineage=lineage.then(merge["patch"], row.batch))
 
 
 def _revert(round_: Round) -> Outcome:
@@ -99,16 +101,16 @@ def _revert(round_: Round) -> Outcome:
     store, row = round_.store, round_.row
     target = store.version(row.target if row.target is not None else row.parent)
     lineage = lineage_of(store, row.parent).without(target.patch or "")
-    merge = round_.done("remerge", lambda: _remerge(round_, lineage))
+    merge = round_.done("remerge", lambda: _remerge(round_, lineage) | {INPUTS: round_.files.digests})
     batches = earlier_batches(store, round_.config, lineage, round_.files)
-    return _judge(round_, _open_bench(round_, batches), batches, merge, lineage)
+    return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage)
 
 
 def _merge(round_: Round, patch: SparsePatch) -> dict[str, Any]:
     parent = ModelFolder.open(round_.store.model_path(round_.row.parent))
     edits = merge_edits(parent, sparse_entries(patch))
     provenance = {"round": round_.row.id, "batch": round_.row.batch or "", "parent": f"v{round_.row.parent}"}
-    digest = keep_patch(round_.store, patch, provenance)
+    digest = keep_patch(round_.store, patch, provenance, folder=round_.store.scratch(round_.row.id))
     return _plain(_write(round_, edits, digest))
 
 
@@ -134,7 +136,7 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
 
 
 def _judge(
-    round_: Round, bench: Workbench, batches: Mapping[str, TakenIn], merge: Mapping[str, Any], lineage: Lineage
+    round_: Round, bench: Workbench, batches: Mapping[str, TakenIn], merge: Mapping[str, Any], *, lineage: Lineage
 ) -> Outcome:
     """Measure candidate, current version and v0 on the same gate probes; the gates decide."""
     folder = round_.store.scratch(round_.row.id) / merge["staging_model"]
@@ -145,11 +147,9 @@ def _judge(
     measured = {name: numbers[name] for name in ("candidate", "current", "base")}
     record = _record(round_, merge, lineage)
     record |= {"metrics": measured["candidate"], "gates": gate["gates"], "measured": measured}
-    return Outcome(
-        "ready",
-        tuple(gate["reasons"]),
-        {"staging_model": merge["staging_model"], "overlay": merge["overlay"], "record": record},
-    )
+    patch = round_.store.patch_path(merge["patch"]).name if merge["patch"] else None
+    made = {"staging_model": merge["staging_model"], "overlay": merge["overlay"], "patch": patch, "record": record}
+    return Outcome("ready", tuple(gate["reasons"]), made)
 
 
 def _evaluate(round_: Round, bench: Workbench, batches: Mapping[str, TakenIn], folder: Path) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[s
         "lineage": lineage.to_dict(),
         "config": to_dict(round_.config),
         "seeds": {"round": _seed(round_.row, round_.config)},
-        "inputs": round_.files.digests,
+        INPUTS: round_.files.digests,
         "steps": steps,
     }
 
@@ -211,6 +211,8 @@ def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[s
 def _open_bench(round_: Round, batches: Mapping[str, TakenIn]) -> Workbench:
     store, config = round_.store, round_.config
     harmful = [row.response for taken in batches.values() for row in taken.rows]
+    for version in (round_.row.parent, 0):
+        ModelFolder.open(store.model_path(version))  # names a damaged file, which torch's loader does not
     bench = Workbench.open(
         config, store.model_path(round_.row.parent), store.model_path(0), round_.files, harmful=harmful
     )

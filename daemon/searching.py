@@ -26,7 +26,7 @@ def search_merge(
     tried: dict[Point, Trial] = {}
     point = next_point(space, {})
     while point is not None and len(tried) < settings.trials and (not tried or time.monotonic() < deadline):
-        tried[point] = _try(bench, patches, sets, point, weights)
+        tried[point] = _try(bench, patches, sets, point, weights=weights)
         progress(len(tried) / settings.trials)
         point = next_point(space, {known: trial.score for known, trial in tried.items()})
     winner, why = choose(list(tried.values()), min_gain=settings.min_gain)
@@ -38,7 +38,7 @@ def search_merge(
     }
 
 
-def _try(bench: Workbench, patches: Patches, sets: ProbeSets, point: Point, weights: Weights) -> Trial:
+def _try(bench: Workbench, patches: Patches, sets: ProbeSets, point: Point, *, weights: Weights) -> Trial:
     patch = merged_patch(patches, _setting(point))
     share = touched_fraction(patch, count_entries(decoder_linears(bench.model).values()))
     with merged(bench.model, patch):

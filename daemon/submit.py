@@ -148,6 +148,7 @@ def follow(
 def _fate(store: Store, drop: Submitted) -> Fate | None:
     running = service_pid(store) is not None  # asked first: a service ends its batches before it goes
     row = store.ledger.batch(drop.batch)
+    row = None if row is not None and store.is_gone(row) else row  # until the new drop is claimed
     if row is not None and row.state not in UNFINISHED:
         return Fate(row.state, row.reason)
     for entry in store.quarantined():
@@ -169,10 +170,10 @@ def _waits_for(store: Store) -> str:
 
 
 def known_state(store: Store | None) -> Callable[[str], str]:
-    """Looks up the state of a batch by its sha256; everything is new where there is no store yet."""
+    """Looks up the state of a batch by its sha256; new is what has lost its files, and all where there is no store yet."""
 
     def state(sha256: str) -> str:
         row = store.ledger.batch(sha256) if store else None
-        return row.state if row else ""
+        return row.state if store and row and not store.is_gone(row) else ""
 
     return state

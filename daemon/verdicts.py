@@ -101,6 +101,7 @@ class Verdicts:
             row.id,
             self._in_scratch(row, result["staging_model"]),
             overlay=self._in_scratch(row, result["overlay"]),
+            patch=self._in_scratch(row, result["patch"]) if result.get("patch") else None,
             record=result["record"],
             state="awaiting_approval" if approval else "published",
             now=self._shop.stamp(),

@@ -20,12 +20,13 @@ from daemon import exitcodes
 from daemon.log import WORKER_FAILED, Format, configure
 from daemon.progress import Outcome, Reporter
 from patches.errors import PatchError
-from state.errors import LockedError, StoreCorruptError, StoreError
+from state.errors import LockedError, ModelFormatError, StoreCorruptError, StoreError
 from state.store import Store
 
 _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = "500"
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_DISK_BROKEN: Final = (errno.EIO, errno.EROFS)
 
 _log = structlog.get_logger()
 
@@ -56,11 +57,9 @@ def run(home: Path, kind: str, name: str, reporter: Reporter, *, config_path: Pa
     except settings.ConfigError as err:  # settings or probes: not the batch
         _log.error(WORKER_FAILED, error=type(err).__name__, reason=str(err), where=_where(err))
         reporter.failed(f"the settings or probes cannot be used: {err}", retry=True, blameless=True)
-    except (
-        MemoryError,
-        LockedError,
-        StoreCorruptError,
-    ) as err:  # a damaged store may be mended, but nobody waits for it
+    except (StoreCorruptError, ModelFormatError) as err:  # what every round builds on: not the batch
+        _fail(reporter, err, retry=True, blameless=True)
+    except (MemoryError, LockedError) as err:
         _fail(reporter, err, retry=True)
     except (PatchError, StoreError) as err:
         _fail(reporter, err, retry=False)
@@ -102,11 +101,12 @@ def _verify(store: Store, reporter: Reporter) -> Outcome:
     return Outcome("accepted", tuple(f"{finding.path}: {finding.what}" for finding in findings))
 
 
-def _fail(reporter: Reporter, err: Exception, *, retry: bool) -> None:
+def _fail(reporter: Reporter, err: Exception, *, retry: bool, blameless: bool = False) -> None:
     hint = getattr(err, "hint", "")
-    text = f"{type(err).__name__}: {err}" + (f"; {hint}" if hint else "")
+    what = "the store is damaged" if blameless else type(err).__name__
+    text = f"{what}: {err}" + (f"; {hint}" if hint else "")
     _log.error(WORKER_FAILED, error=type(err).__name__, reason=str(err), where=_where(err))
-    reporter.failed(text, retry=retry)
+    reporter.failed(text, retry=retry, blameless=blameless)
 
 
 def _fail_by_system(reporter: Reporter, err: OSError) -> None:
@@ -114,7 +114,7 @@ def _fail_by_system(reporter: Reporter, err: OSError) -> None:
     what = "no space left on the disk" if is_full else f"{type(err).__name__}: {err.strerror or 'unknown cause'}"
     text = f"{what} ({err.filename})" if err.filename else what
     _log.error(WORKER_FAILED, error=type(err).__name__, reason=text, where=_where(err))
-    reporter.failed(text, retry=True, blameless=is_full)
+    reporter.failed(text, retry=True, blameless=is_full or err.errno in _DISK_BROKEN)
 
 
 def _where(err: BaseException) -> list[str]:

@@ -68,7 +68,18 @@ def read(store: StoreCore) -> list[AuditRow]:
 
 
 def verify(store: StoreCore) -> list[str]:
-    """What is wrong with the chain, each naming its line; empty when all is well."""
+    """What is wrong with the chain, each naming its line; empty when all is well.
+
+    What looks wrong is looked at again under the store's lock: somebody may have added a line between the reading of
+    the file and of the ledger.
+    """
+    if not _chain_faults(store):
+        return []
+    with store._changing("check the audit file"):
+        return _chain_faults(store)
+
+
+def _chain_faults(store: StoreCore) -> list[str]:
     found = []
     seq, last = 0, FIRST_PREV
     for number, line in enumerate(_lines(store), 1):

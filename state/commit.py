@@ -1,4 +1,4 @@
-"""Versions come in: commit, materialise; and get names: pins and tags."""
+"""Versions come in: commit; and get names: pins and tags."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Versions(Switch):
         staging_model: Path,
         *,
         overlay: Path,
+        patch: Path | None = None,
         record: dict[str, Any],
         state: Literal["awaiting_approval", "published"],
         now: str,
@@ -39,6 +40,7 @@ class Versions(Switch):
         Args:
             staging_model: complete model folder (`build_folder`) on the file system of `models`; moved away.
             overlay: overlay file against the round's parent, on the same file system.
+            patch: the patch file that `record` names, likewise; moved away. None where the store has it or there is none.
             record: becomes VERSION.json. Must hold `files` and `tensors` (digests), `touched` (`num_entries`,
                 `fraction`, `per_tensor`), `metrics`; may hold `patch` (digest), `gates`, `lineage`, `config`, `seeds`, …
                 `id, parent, batch, round, created_at, overlay` are filled in here.
@@ -54,16 +56,10 @@ class Versions(Switch):
                 raise RefusedError(f"round {round_id} is {round_.state}, not running")
             if state == "published":
                 self.check_publishable(round_.parent)
+            if patch is not None:
+                self._place_patch(patch, record["patch"])
             row = self._place(round_, staging_model, overlay, record=record, now=now)
             return self._enroll(row, round_, publish=state == "published", actor=actor, now=now)
-
-    def materialize(self, ref: str) -> Path:
-        """The version's model folder, rebuilt bit for bit if it was collected."""
-        row = self.resolve(ref)
-        if self.is_materialized(row.id):
-            return self.model_path(row.id)
-        with self._changing(f"rebuild {row.name}"):
-            return self._materialize(row.id)
 
     def pin(self, ref: str, *, actor: str, now: str) -> VersionRow:
         """Keep a version's model folder for good."""
@@ -106,6 +102,17 @@ class Versions(Switch):
             row = replace(self.resolve(ref), pinned=pinned)
             with self._transaction("pinned" if pinned else "unpinned", row.name, actor=actor, now=now):
                 return self.ledger.save(row)
+
+    def is_placed(self, round_id: str) -> bool:
+        """True when a commit of this round died after it had moved everything: committing again adopts it."""
+        return self._is_placed(self.ledger.next_number(VersionRow), round_id)
+
+    def _place_patch(self, patch: Path, digest: str) -> None:
+        """Put the patch of a candidate among the store's; until a version refers to it, `gc` takes it again."""
+        if not self.patch_path(digest).exists():
+            if not patch.exists():
+                raise StoreError(f"{patch}: the patch of the candidate is gone", "run the round again")
+            durable.move(patch, self.patch_path(digest))
 
     def _place(
         self, round_: RoundRow, staging_model: Path, overlay: Path, *, record: dict[str, Any], now: str

@@ -1,4 +1,8 @@
-"""Removes what can be rebuilt, and what is reachable from nothing. Overlays and records always stay."""
+"""Removes what can be rebuilt, and what is reachable from nothing.
+
+Overlays and records always stay, and so does every batch of the ledger: it may be tried again, and versions that were
+made with it are built on. Only `Quarantine.drop` deletes a batch.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,6 @@ from state import durable, lock, sweep
 from state.queue import OPEN_STATES
 from state.rows import VersionRow
 from state.store import Store
-
-LIVE_BATCH_STATES = ("queued", "running", "awaiting_approval", "quarantined")
-IN_USE_STATES = ("base", "published", "awaiting_approval", "rolled_back")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ def plan(versions: list[VersionRow], *, kept: set[int], tagged: set[int], keep_m
 
 
 def run(store: Store, *, keep_materialized: int, now: str, actor: str, dry_run: bool = False) -> list[Item]:
-    """Remove (or with `dry_run` only list) what `plan` lets go, stale staging and scratch, and patches and batches
-    that nothing refers to.
+    """Remove (or with `dry_run` only list) what `plan` lets go, stale staging and scratch, claims that were never
+    registered, and patches that nothing refers to.
 
     Raises:
         ValueError: `keep_materialized` is negative.
@@ -82,9 +83,8 @@ def _detach(path: Path) -> None:
 def _items(store: Store, keep_materialized: int) -> list[Item]:
     is_idle = lock.holder(store.service_lock) is None and not store.ledger.rounds("running")
     found = sweep.leftovers(store, is_service_idle=is_idle)
-    found += _models(store, keep_materialized)
-    if is_idle:
-        found += [*_patches(store), *_batches(store)]
+    found += [left for left in _models(store, keep_materialized) if not lock.is_taken(left.path)]
+    found += _patches(store)
     return [Item(left.path, _num_bytes(left.path), left.reason) for left in found]
 
 
@@ -104,15 +104,6 @@ def _patches(store: Store) -> Iterator[sweep.Leftover]:
     for path in store.patches.glob("*.safetensors"):
         if path.stem not in used and not any(path.stem in str(row.artefacts) for row in open_rounds):
             yield sweep.Leftover(path, "a patch that no version refers to")
-
-
-def _batches(store: Store) -> Iterator[sweep.Leftover]:
-    """Content of batches that were turned down for good; their rows stay."""
-    used = {row.batch for row in store.ledger.versions() if row.state in IN_USE_STATES}
-    for row in store.ledger.batches():
-        path = store.batch_path(row.sha256)
-        if row.sha256 not in used and row.state not in LIVE_BATCH_STATES and path.exists():
-            yield sweep.Leftover(path, f"a {row.state} batch that no version refers to")
 
 
 def _num_bytes(path: Path) -> int:

@@ -84,6 +84,11 @@ class Layout:
     def batch_path(self, sha256: str) -> Path:
         return self.batches / sha256
 
+    def batch_content(self, sha256: str) -> Path:
+        """Where a batch's files lie now: aside in quarantine, or at `batch_path`, where they need not exist."""
+        aside = self.quarantine / sha256 / "data"
+        return aside if aside.exists() else self.batch_path(sha256)
+
     def patch_path(self, digest: str) -> Path:
         return self.patches / f"{digest}.safetensors"
 

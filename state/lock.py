@@ -61,6 +61,41 @@ def taken(path: Path) -> Iterator[bool]:
         os.close(fd)
 
 
+@contextmanager
+def kept(path: Path) -> Iterator[bool]:
+    """Keep a file or folder from being taken away, beside others who keep it, until the block ends; False: it is gone.
+
+    Whoever removes something holds it through `taken`, which fails meanwhile.
+    """
+    fd = _open_kept(path)
+    try:
+        yield fd is not None
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def _open_kept(path: Path) -> int | None:
+    """A descriptor with a shared lock on what has this name now; None when nothing has it."""
+    while True:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        # what is taken is about to go; what was swapped in between the two calls has another inode
+        if _try_lock(fd, fcntl.LOCK_SH) and _is_named(fd, path):
+            return fd
+        os.close(fd)
+        time.sleep(POLL_S)
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
 def is_taken(path: Path) -> bool:
     """Whether a living process holds a file or folder through `taken`."""
     with taken(path) as is_ours:

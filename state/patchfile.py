@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ def save(
     provenance: Mapping[str, str],
     *,
     kinds: Mapping[str, NDArray[np.uint8]] | None = None,
+    folder: Path | None = None,
 ) -> str:
     """Keep `{name: (int64 strictly rising flat indices (n,), float32 deltas (n,))}` and return its digest.
 
@@ -29,11 +31,11 @@ def save(
 
     Args:
         kinds: of each entry, uint8 (n,), which kind of patch wrote it; without it `load_kinds` says `BOTH` everywhere.
-
+        folder: where the file is written, as `<digest>.safetensors`; among the store's patches when left out.
     Raises:
         ValueError: indices do not rise, or shapes or dtypes differ from the above.
     """
-    with named_by_content(store.patches, provenance) as writer:
+    with named_by_content(folder or store.patches, provenance) as writer:
         for name in entries:
             indices, deltas = entries[name]
             if deltas.dtype != np.float32:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from state import durable
 from state.core import StoreCore
-from state.errors import NotFoundError
+from state.errors import NotFoundError, RefusedError
 from state.rows import BatchRow
 
 DROP_PREFIX = "drop-"
+DROPPED = "dropped: "
+"""How the reason of a batch begins whose files somebody deleted."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +75,27 @@ class Quarantine(StoreCore):
             durable.remove_tree(entry.path)
 
     def drop(self, entry_id: str, *, actor: str, now: str) -> None:
-        """Delete a quarantined entry for good; a batch stays in the ledger, as rejected."""
+        """Delete a quarantined entry for good; a batch stays in the ledger, as rejected, and may be dropped in again.
+
+        Raises:
+            RefusedError: a version was made with the batch, and so needs it for as long as it may be built on.
+        """
         with self._changing(f"drop {entry_id}"):
             entry = self._entry(entry_id)
+            self._check_unused(entry)
             with self._transaction("quarantine_dropped", entry.id, actor=actor, now=now):
                 if entry.batch is not None:
                     row = self._batch(entry.batch)
-                    self.ledger.save(replace(row, state="rejected", reason=f"dropped: {row.reason}"))
+                    self.ledger.save(replace(row, state="rejected", reason=f"{DROPPED}{row.reason}"))
             durable.remove_tree(entry.path)
+
+    def _check_unused(self, entry: Quarantined) -> None:
+        made = [row.name for row in self.ledger.versions() if entry.batch is not None and row.batch == entry.batch]
+        if made:
+            raise RefusedError(
+                f"{', '.join(made)} was made with batch {entry.name}, so its files must stay",
+                "`alignd quarantine release` queues it again; where it lies it does no harm",
+            )
 
     def _entry(self, entry_id: str) -> Quarantined:
         found = [entry for entry in self.quarantined() if entry_id in (entry.id, entry.name)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from state import batches, durable
 from state.errors import NotFoundError, RefusedError
-from state.quarantine import Quarantine
+from state.quarantine import DROPPED, Quarantine
 from state.rows import BatchRow, BatchState, DuplicateRow, RoundRow, RoundState
 
 OPEN_STATES = ("queued", "running")
@@ -31,8 +31,9 @@ class Queue(Quarantine):
     def claim_batch(self, source: Path, *, name: str, actor: str, now: str) -> Claim:
         """Copy a drop from the spool into the store, register it as queued, then remove it from the spool.
 
-        Content that is known already is recorded as a duplicate. Safe to repeat with the same `source` after a
-        crash: its file name must be unique per drop.
+        Content that is known already is recorded as a duplicate, unless its files are gone (`is_gone`): then it is
+        queued again with these. Safe to repeat with the same `source` after a crash: its file name must be unique
+        per drop.
 
         Args:
             source: file or folder under `spool`.
@@ -55,24 +56,31 @@ class Queue(Quarantine):
         sha256 = batches.identity(content)
         with self._changing(f"claim {name}"):
             known = self.ledger.batch(sha256)
-            if known is not None:
+            if known is not None and (known.source == source.name or not self.is_gone(known)):
                 return self._claim_again(known, source, name=name, actor=actor, now=now)
             row = BatchRow(
                 sha256=sha256,
                 name=name,
-                seq=self.ledger.next_number(BatchRow),
+                seq=known.seq if known else self.ledger.next_number(BatchRow),
                 state="queued",
                 received_at=now,
                 num_bytes=num_bytes,
                 num_files=len(batches.members(content)),
                 source=source.name,
             )
-            durable.remove_tree(self.batch_path(sha256))  # left by a claim that died before its row
+            for left in (self.batch_path(sha256), self.quarantine / sha256):
+                durable.remove_tree(left)  # by a claim or a `drop` that died half way
             durable.publish_folder(content if content.is_dir() else content.parent, self.batch_path(sha256))
             details = {"name": name, "num_bytes": num_bytes}
             with self._transaction("batch_claimed", sha256, actor=actor, now=now, details=details):
                 self.ledger.save(row)
         return Claim(row, is_duplicate=False)
+
+    def is_gone(self, row: BatchRow) -> bool:
+        """Whether a batch that may be tried again has lost its files, so that a new drop of them brings it back."""
+        # a crash may have left the files of a new drop beside the row that still says that they were deleted
+        is_lost = row.reason.startswith(DROPPED) or not self.batch_content(row.sha256).exists()
+        return row.state in RETRY_STATES and is_lost
 
     def _claim_again(self, known: BatchRow, source: Path, *, name: str, actor: str, now: str) -> Claim:
         if known.source == source.name:
@@ -137,6 +145,12 @@ class Queue(Quarantine):
             row = self.round(round_id)
             return self.ledger.save(replace(row, step=step, artefacts={**row.artefacts, step: result}))
 
+    def forget_steps(self, round_id: str) -> RoundRow:
+        """Let a running round begin anew: none of its steps counts as done (one transaction; no lock, no audit line)."""
+        with self.ledger.transaction():
+            row = self.round(round_id)
+            return self.ledger.save(replace(row, step=None, artefacts={})) if row.state == "running" else row
+
     def count_attempt(self, round_id: str) -> RoundRow:
         """Count one more start of a running round, after a crash or an error (no lock, no audit line)."""
         with self.ledger.transaction():
@@ -189,6 +203,12 @@ class Queue(Quarantine):
                 self._settle_batch(self._batch(row.batch), now)
         return row
 
+    def clear_scratch(self, round_id: str) -> None:
+        """Remove the private files of a round that has ended, where no service is there to do it."""
+        with self._changing(f"clear {round_id}"):
+            if self.round(round_id).state not in OPEN_STATES:
+                durable.remove_tree(self.scratch(round_id))
+
     def retry(self, batch: str, *, actor: str, now: str) -> BatchRow:
         """Queue a batch again that was rejected, quarantined, rolled back or reverted."""
         with self._changing(f"retry {batch}"):
@@ -196,7 +216,7 @@ class Queue(Quarantine):
             if row.state not in RETRY_STATES:
                 allowed = ", ".join(RETRY_STATES)
                 raise RefusedError(f"batch {row.name} is {row.state}", f"only these can be tried again: {allowed}")
-            if not (self.batch_path(row.sha256).exists() or self._quarantined_data(row.sha256).exists()):
+            if not self.batch_content(row.sha256).exists():
                 raise RefusedError(f"the files of batch {row.name} are gone", "drop them in the inbox again")
             return self._requeue(row, "batch_retried", actor=actor, now=now)
 

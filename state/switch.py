@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from state import durable
-from state.core import HELD, PAUSED, StoreCore, free_reserve
+from state.core import HELD, PAUSED, free_reserve
 from state.errors import RefusedError
+from state.quarantine import Quarantine
 from state.rows import BatchState, ControlRow, PointerRow, VersionRow
 
 RESCUE_BYTES = 512 << 10
 IN_SERVICE_STATES = ("base", "published")
 
 
-class Switch(StoreCore):
+class Switch(Quarantine):
     """Each method is one change of the store: the ledger is the intention, the `current` link follows."""
 
     def publish(self, version_id: int, *, actor: str, now: str, reason: str = "") -> VersionRow:
@@ -88,15 +89,18 @@ class Switch(StoreCore):
             self._materialize(row.id)
             details = {"reason": reason, "force": force}
             with self._transaction("version_promoted", row.name, actor=actor, now=now, details=details):
-                return self._enter(row, "promote", actor=actor, now=now, reason=reason)
-
-    def hold(self, *, reason: str, actor: str, now: str) -> None:
-        """Publish nothing until `resume`."""
-        self._set_control(HELD, reason=reason, actor=actor, now=now)
+                row = self._enter(row, "promote", actor=actor, now=now, reason=reason)
+            if row.batch is not None:  # published by now, and perhaps quarantined until now
+                self._settle_batch(self._batch(row.batch), now)
+        return row
 
     def pause(self, *, reason: str, actor: str, now: str) -> None:
         """Start no round until `resume`."""
-        self._set_control(PAUSED, reason=reason, actor=actor, now=now)
+        with (
+            self._changing("pause"),
+            self._transaction("paused", "store", actor=actor, now=now, details={"reason": reason}),
+        ):
+            self.ledger.save(ControlRow(PAUSED, reason, actor, now))
 
     def resume(self, *, actor: str, now: str, reason: str = "") -> None:
         """Lift hold and pause."""
@@ -185,12 +189,6 @@ class Switch(StoreCore):
         """The batch whose version a revert took out; None when the version came from a batch."""
         target = self.round(row.round).target if row.round else None
         return self.version(target).batch if target is not None else None
-
-    def _set_control(self, name: str, *, reason: str, actor: str, now: str) -> None:
-        with self._changing(name):
-            action = {HELD: "held", PAUSED: "paused"}[name]
-            with self._transaction(action, "store", actor=actor, now=now, details={"reason": reason}):
-                self.ledger.save(ControlRow(name, reason, actor, now))
 
     @contextmanager
     def _despite_full_disk(self) -> Iterator[None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from state.errors import ModelFormatError, RefusedError, StoreCorruptError
 from state.rows import VersionRow
 from state.store import Store
 from state.tensors import ModelFolder
+
+NEEDED_STATES = ("queued", "running", "quarantined")
+"""Of batches whose files must be there also when no version was made with them."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,22 @@ def verify(store: Store, *, deep: bool = False) -> list[Finding]:
     found = [Finding(store.ledger_path, what) for what in store.ledger.damage()]
     for row in store.ledger.versions():
         found += _version(store, row, deep=deep)
-    found += _batches(store)
+    for batch in store.ledger.batches():
+        found += _at_rest(store, partial(_batch, store, batch.sha256))
     found += [Finding(store.audit_path, what) for what in audit.verify(store)]
-    return found + _link(store)
+    return found + _at_rest(store, partial(_link, store))
+
+
+def _at_rest(store: Store, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """What a check finds also while nobody changes the store: a service, or a command, may be at work."""
+    try:
+        found = check()
+    except FileNotFoundError:  # moved or removed under its hands
+        found = None
+    if found == []:
+        return []
+    with store._changing("verify"):
+        return check()
 
 
 def drill(store: Store, versions: Iterable[int], scratch: Path) -> list[Finding]:
@@ -66,10 +83,11 @@ def _version(store: Store, row: VersionRow, *, deep: bool) -> Iterator[Finding]:
         yield from _digest(store.overlay_path(row.id), row.overlay)
     if row.patch is not None:
         yield from _digest(store.patch_path(row.patch), row.patch)
-    if store.is_materialized(row.id):
-        yield from _model(store.model_path(row.id), record, deep=deep)
-    elif row.id == 0:
-        yield Finding(store.model_path(0), "the base is missing: no other version can be rebuilt")
+    with lock.kept(store.model_path(row.id)) as is_there:  # garbage collection passes it over meanwhile
+        if is_there:
+            yield from _model(store.model_path(row.id), record, deep=deep)
+        elif row.id == 0:
+            yield Finding(store.model_path(0), "the base is missing: no other version can be rebuilt")
 
 
 def _digest(path: Path, expected: str) -> Iterator[Finding]:
@@ -108,21 +126,17 @@ def _tensor_digests(model: ModelFolder) -> dict[str, str]:
     return {name: hashlib.sha256(model.read_raw(name).view("u1").data).hexdigest() for name in model.tensors}
 
 
-def _batches(store: Store) -> Iterator[Finding]:
-    for row in store.ledger.batches():
-        aside = store.quarantine / row.sha256 / "data"
-        path = aside if row.state == "quarantined" else store.batch_path(row.sha256)
-        if not path.exists():
-            if row.state in ("queued", "running", "published", "awaiting_approval", "quarantined"):
-                yield Finding(path, f"batch {row.name} is missing")
-            continue
-        try:
-            is_same = batches.identity(path) == row.sha256
-        except RefusedError as err:
-            yield Finding(path, str(err))
-            continue
-        if not is_same:
-            yield Finding(path, f"batch {row.name} is not what was received")
+def _batch(store: Store, sha256: str) -> list[Finding]:
+    row, path = store.ledger.batch(sha256), store.batch_content(sha256)
+    assert row is not None  # a batch of the ledger stays there
+    if not path.exists():
+        is_needed = row.state in NEEDED_STATES or any(made.batch == sha256 for made in store.ledger.versions())
+        return [Finding(path, f"batch {row.name} is missing")] if is_needed else []
+    try:
+        is_same = batches.identity(path) == sha256
+    except RefusedError as err:
+        return [Finding(path, str(err))]
+    return [] if is_same else [Finding(path, f"batch {row.name} is not what was received")]
 
 
 def _link(store: Store) -> list[Finding]:

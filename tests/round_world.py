@@ -158,6 +158,7 @@ class Home:
             round_id,
             scratch / result["staging_model"],
             overlay=scratch / result["overlay"],
+            patch=scratch / result["patch"] if result["patch"] else None,
             record=dict(result["record"]),
             state="published",
             now=NOW,

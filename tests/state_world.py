@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state import materialize, overlay
+from state.core import HELD
 from state.materialize import Digests
 from state.overlay import Edit
-from state.rows import VersionRow
+from state.rows import ControlRow, VersionRow
 from state.store import Store
 from state.tensors import ModelFolder, from_float32
 
@@ -66,6 +67,18 @@ def folder_digests(folder: ModelFolder) -> Digests:
     return Digests(files, tensors)
 
 
+def rebuilt(store: Store, number: int) -> Path:
+    """A version's model folder, rebuilt if it was collected, as `promote` does it before it switches."""
+    with store._changing("rebuild"):
+        return store._materialize(number)
+
+
+def hold(store: Store, reason: str) -> None:
+    """Hold the store, as a rollback does, with the current version left as it is."""
+    with store._changing("hold"), store._transaction("held", "store", actor="tester", now=NOW):
+        store.ledger.save(ControlRow(HELD, reason, "tester", NOW))
+
+
 def some_edits(folder: ModelFolder, seed: int, names: tuple[str, ...] = ("layer.0.weight",)) -> dict[str, Edit]:
     """Random new values for a few entries of the named tensors."""
     rng = np.random.default_rng(seed)
@@ -97,7 +110,7 @@ def prepare(store: Store, round_id: str, seed: int, names: tuple[str, ...] = ("l
     scratch = store.scratch(round_id)
     scratch.mkdir(exist_ok=True)
     record = store.version_record(parent)
-    folder = ModelFolder.open(store.materialize(f"v{parent}"))
+    folder = ModelFolder.open(rebuilt(store, parent))
     edits = some_edits(folder, seed, names)
     overlay.write(scratch / "overlay.safetensors", edits, {})
     digests = materialize.build_folder(

@@ -23,7 +23,7 @@ from state.rows import VersionRow
 from state.store import Store
 from tests.command_world import Alignd, usable_base
 from tests.round_world import Home, opened, pairs, write_pairs
-from tests.state_world import make_version
+from tests.state_world import make_version, rebuilt
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "how do I florp a wuzzle"
@@ -237,7 +237,7 @@ def played(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Itera
 def test_versions_are_answered_and_judged_as_rounds_do_also_collected_ones(played: Home) -> None:
     store, config = played.store, played.config
     # v1 is the parent of what is in service, so that gc may have kept it
-    kept = store.materialize("v1")
+    kept = rebuilt(store, 1)
     rows = probes.load(store.home, config).utility[:6]
     question = Question("utility", rows, 0.5)
     examiner = Examiner(store, config, probes.load(store.home, config), question, store.version(2))

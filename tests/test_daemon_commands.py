@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from daemon import cli, exitcodes, live, submit
 from daemon.command import Context, service_file_of
 from daemon.config import InboxSection
 from daemon.unit import render_unit
-from state import lock
+from state import durable, gc, lock
 from state.store import Store
 from tests.command_world import Alignd, usable_base
-from tests.state_world import NOW, begin, content, drop, make_version, write_model
+from tests.state_world import NOW, begin, content, drop, hold, make_version, prepare, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 WHO = {"actor": "tester", "now": NOW}
@@ -394,6 +395,50 @@ def test_abort_ends_the_round_and_retry_brings_the_batch_back(alignd: Alignd, st
     assert alignd.json("retry", "batch1.jsonl")["state"] == "queued"
 
 
+@pytest.mark.parametrize("is_served", [True, False])
+def test_abort_removes_the_over_safety_patch_where_no_service_does(
+    alignd: Alignd, store: Store, *, is_served: bool
+) -> None:
+    scratch = store.scratch(begin(store, 1))
+    scratch.mkdir()
+    (scratch / "over_safety.safetensors").write_bytes(b"zorp")
+    with lock.hold(store.service_lock, "alignd run") if is_served else nullcontext():
+        alignd.json("abort")
+    assert scratch.exists() == is_served
+
+
+@pytest.mark.parametrize(("state", "hint"), [("published", "alignd rollback"), ("awaiting_approval", "reject v1")])
+def test_abort_of_a_round_that_has_just_made_a_version_is_refused_and_names_it(
+    alignd: Alignd, store: Store, monkeypatch: pytest.MonkeyPatch, state: Any, hint: str
+) -> None:
+    round_id = begin(store, 1)
+    arguments, end_round = prepare(store, round_id, 1), Store.end_round
+
+    def end(*args: Any, **kwargs: Any) -> Any:
+        store.commit_version(round_id, **arguments, state=state, now=NOW)
+        return end_round(*args, **kwargs)
+
+    monkeypatch.setattr(Store, "end_round", end)
+    code, out, err = alignd("abort")
+    assert (code, out) == (exitcodes.REFUSED, "")
+    assert f"v1 is {state}" in err and hint in err
+
+
+def test_abort_of_a_round_that_has_just_been_turned_down_is_refused(
+    alignd: Alignd, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(store, 1)
+    end_round = Store.end_round
+
+    def end(self: Store, round_id: str, *args: Any, **kwargs: Any) -> Any:
+        end_round(store, round_id, "rejected", reason="gate harm failed", now=NOW)
+        return end_round(self, round_id, *args, **kwargs)
+
+    monkeypatch.setattr(Store, "end_round", end)
+    code, _, err = alignd("abort")
+    assert code == exitcodes.REFUSED and "rejected" in err
+
+
 # keeping
 
 
@@ -473,6 +518,27 @@ def test_export_of_damaged_bytes_gives_nothing(alignd: Alignd, two: Store, tmp_p
     assert {entry.name for entry in tmp_path.iterdir()} == {"home"}
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_nobody_sweeps_or_collects_what_an_export_is_made_of(
+    alignd: Alignd, two: Store, monkeypatch: pytest.MonkeyPatch, *, is_kept: bool
+) -> None:
+    expected = content(two.model_path(1))
+    two.rollback("v0", reason="bad", **WHO)
+    if not is_kept:
+        gc.run(two, keep_materialized=0, actor="tester", now=NOW)
+    copy_file = durable.copy_file
+
+    def copy(source: Path, target: Path, mode: int = 0o600) -> int:
+        two.recover(NOW)
+        gc.run(two, keep_materialized=0, actor="tester", now=NOW)
+        return copy_file(source, target, mode)
+
+    monkeypatch.setattr(durable, "copy_file", copy)
+    assert alignd.json("export", "v1", str(alignd.home / "out"))["id"] == "v1"
+    assert content(alignd.home / "out") == expected
+    assert not list(alignd.home.glob(".tmp-*"))
+
+
 # feeding
 
 
@@ -500,6 +566,19 @@ def test_submit_of_known_content_drops_nothing(alignd: Alignd, two: Store, tmp_p
     listed = alignd.json("submit", "--wait", str(tmp_path / "again.jsonl"))
     assert (listed[0]["known_as"], listed[0]["state"]) == ("published", "published")
     assert not list((alignd.home / "inbox").iterdir())
+
+
+def test_submit_of_content_that_was_deleted_drops_it_and_waits_for_the_new_batch(
+    alignd: Alignd, store: Store, tmp_path: Path
+) -> None:
+    claim = store.claim_batch(drop(store, "zorp\n", "b1.jsonl"), name="b1.jsonl", **WHO)
+    store.quarantine_batch(claim.batch.sha256, reason="bad", **WHO)
+    alignd.json("quarantine", "drop", "b1.jsonl")
+    assert alignd("retry", "b1.jsonl")[0] == exitcodes.REFUSED
+    (tmp_path / "again.jsonl").write_text("zorp\n")
+    listed = alignd.json("submit", "--wait", str(tmp_path / "again.jsonl"), code=exitcodes.NO_SERVICE)
+    assert (listed[0]["known_as"], listed[0]["state"]) == ("", "no_service")
+    assert (alignd.home / "inbox" / "again.jsonl").read_text() == "zorp\n"
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", ".hidden", "half.part", "empty"])
@@ -543,8 +622,8 @@ def test_waiting_ends_with_the_batch(store: Store) -> None:
     assert follow(store, claim.batch.sha256).code == exitcodes.NO_SERVICE
     with lock.hold(store.service_lock, "alignd run"):
         assert follow(store, claim.batch.sha256).code == exitcodes.TRY_AGAIN
-        for stop in (store.hold, store.pause):
-            stop(reason="worse", **WHO)
+        for stop in (hold, lambda store, reason: store.pause(reason=reason, **WHO)):
+            stop(store, "worse")
             fate = follow(store, claim.batch.sha256)
             assert (fate.code, "worse" in fate.reason) == (exitcodes.REFUSED, True)
             store.resume(**WHO)
@@ -619,6 +698,16 @@ def test_doctor_says_what_to_do_about_too_few_probes(alignd: Alignd) -> None:
     view = alignd.json("doctor", code=exitcodes.DEGRADED)
     assert checks(view)["probes"] == "bad"
     assert all(check["advice"] for check in view["checks"] if check["status"] != "ok")
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_doctor_names_probes_that_cannot_be_read(alignd: Alignd) -> None:
+    probes(alignd.home, 200)
+    (alignd.home / "probes" / "harm.jsonl").unlink(missing_ok=True)
+    (alignd.home / "probes" / "harm.jsonl").mkdir()
+    view = alignd.json("doctor", code=exitcodes.DEGRADED)
+    found = next(check for check in view["checks"] if check["name"] == "probes")
+    assert (found["status"], "harm.jsonl cannot be read" in found["detail"]) == ("bad", True)
 
 
 @pytest.mark.usefixtures("no_torch")

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from daemon.candidate import keep_patch, merge_edits, sparse_entries
+from daemon.config import ConfigError
 from daemon.lineage import Lineage, claims, earlier_batches, lineage_of, remerge_edits
 from daemon.probes import load
-from patches.errors import PatchError
 from patches.merge import SparseDelta, SparsePatch
+from state.durable import remove_tree
+from state.errors import StoreCorruptError
 from state.store import Store
 from state.tensors import ModelFolder
 from tests.round_world import Home, config_of, opened, pairs
@@ -136,6 +138,24 @@ def test_an_earlier_batch_that_cannot_be_read_any_more_is_named_without_its_text
     (file,) = home.store.batch_path(sha256).iterdir()
     file.chmod(0o600)
     file.write_bytes(file.read_bytes()[:-20])
-    with pytest.raises(PatchError, match=sha256[:12]) as told:
+    with pytest.raises(StoreCorruptError, match=f"{sha256[:12]}.* is not what was received") as told:
         earlier_batches(home.store, home.config, Lineage(("p",), (sha256,)), load(home.path, home.config))
     assert not any(prompt in str(told.value) for prompt, _ in pairs("how do I", 24, 1))
+
+
+def test_an_earlier_batch_is_read_also_from_the_quarantine_and_named_when_it_is_missing(home: Home) -> None:
+    sha256 = home.drop(1)
+    home.store.quarantine_batch(sha256, reason="tried again", actor="test", now="2026-01-02T03:04:05Z")
+    recipe, files = Lineage(("p",), (sha256,)), load(home.path, home.config)
+    assert set(earlier_batches(home.store, home.config, recipe, files)) == {sha256}
+    remove_tree(home.store.batch_content(sha256))
+    with pytest.raises(StoreCorruptError, match=f"{sha256[:12]}.* is missing") as told:
+        earlier_batches(home.store, home.config, recipe, files)
+    assert "alignd revert" in told.value.hint
+
+
+def test_settings_under_which_an_earlier_batch_cannot_be_read_are_to_blame_themselves(home: Home) -> None:
+    sha256 = home.drop(1)
+    config = config_of({"inbox": {"max_bytes": 10}})
+    with pytest.raises(ConfigError, match=f"{sha256[:12]}.* under the settings"):
+        earlier_batches(home.store, config, Lineage(("p",), (sha256,)), load(home.path, config))

@@ -36,6 +36,7 @@ FROZEN = [
     "claiming_resumed",
     "round_started",
     "round_resumed",
+    "round_restarted",
     "round_held_back",
     "step_finished",
     "round_rejected",

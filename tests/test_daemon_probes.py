@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 from pathlib import Path
@@ -133,6 +134,23 @@ def test_an_unusable_line_is_refused_with_file_and_line_and_without_its_text(
         load(tmp_path, CONFIG)
     assert f"{path}, line 3" in str(refused.value) and said.lower() in str(refused.value).lower()
     assert SECRET not in str(refused.value)
+
+
+def test_a_file_that_cannot_be_read_is_a_fault_of_the_settings_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "probes" / "harm.jsonl"
+    path.mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"cannot be read: Is a directory; .*probes\.harm must name another") as told:
+        load(tmp_path, parse({}))
+    assert str(path) in str(told.value)
+
+    def refuse(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied"):
+        load(tmp_path, parse({}))
 
 
 def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:

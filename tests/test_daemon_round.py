@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
+from structlog.testing import capture_logs
 from transformers import PreTrainedModel
 
 from daemon import round as method
@@ -29,6 +30,7 @@ from patches.mask import retention_mask
 from patches.model import load_model
 from state import gc as collector
 from state import patchfile
+from state.durable import remove_tree
 from state.errors import RefusedError
 from state.filesystem import FileSystem, use
 from state.tensors import ModelFolder, from_float32, to_float32
@@ -48,6 +50,7 @@ from tests.round_world import (
     write_pairs,
     write_probes,
 )
+from tests.state_world import rebuilt
 
 SAFEPATCHING = {
     "preset": "safepatching",
@@ -126,7 +129,7 @@ def _outcome_of(home: Home, round_id: str, outcome: Any) -> dict[str, bytes]:
     found = content(scratch / outcome.result["staging_model"])
     found["overlay"] = (scratch / outcome.result["overlay"]).read_bytes()
     found["record"] = json.dumps(outcome.result["record"], sort_keys=True).encode()
-    found["patch"] = home.store.patch_path(outcome.result["record"]["patch"]).read_bytes()
+    found["patch"] = (scratch / outcome.result["patch"]).read_bytes()
     return found
 
 
@@ -531,7 +534,7 @@ def test_every_version_is_rebuilt_bit_for_bit_after_its_folder_was_collected(hom
     collector.run(home.store, keep_materialized=1, now=NOW, actor="test")
     assert not home.store.is_materialized(1) and not home.store.is_materialized(2)
     for number, files in before.items():
-        assert content(home.store.materialize(f"v{number}")) == files
+        assert content(rebuilt(home.store, number)) == files
 
 
 def test_the_gates_numbers_and_reasons_are_in_the_version(home: Home) -> None:
@@ -757,6 +760,105 @@ def test_a_disk_that_fills_up_while_tensors_are_written_blames_no_batch(
     last = decode_event(_worker_out(home, round_id).splitlines()[-1])
     assert isinstance(last, FailedEvent) and last.retry and last.blameless
     assert "no space left on the disk" in last.reason and f"{file}.safetensors" in last.reason
+
+
+def test_the_name_of_the_scratch_folder_is_flushed_before_any_step_is_told(home: Home) -> None:
+    round_id, disk = _begun(home), _Disk()
+    with use(disk), pytest.raises(KilledError):
+        home.run(round_id, kill_at="parse")
+    assert home.store.scratch_root in disk.flushed
+    assert home.store.scratch(round_id).stat().st_mode & 0o777 == 0o700
+
+
+def test_the_patch_of_a_round_comes_among_the_stores_with_its_version_only(home: Home) -> None:
+    refused = _begun(home, DIFFERENCE, {"gates": {"degenerate": {"max": 0.0}}})
+    assert home.run(refused).outcome == "rejected"
+    assert home.store.round(refused).artefacts["merge"]["patch"] and not list(home.store.patches.iterdir())
+    home.store.end_round(refused, "rejected", reason="degenerate", now=NOW)
+    accepted = _begun(home, DIFFERENCE, seed=2)
+    outcome = home.run(accepted)
+    assert not list(home.store.patches.iterdir())
+    version = home.commit(accepted, outcome)
+    assert version.patch and list(home.store.patches.iterdir()) == [home.store.patch_path(version.patch)]
+
+
+@pytest.mark.parametrize("kind", ["batch", "revert"])
+def test_a_round_whose_probes_changed_while_it_lay_begins_anew(home: Home, kind: str) -> None:
+    home.config = config_of(UNSEARCHED)
+    if kind == "batch":
+        round_id = home.begin(home.drop(1)).id
+    else:
+        home.play(1)
+        asked = home.store.request_revert("v1", actor="test", reason="wrong", now=NOW)
+        round_id = home.store.begin_revert(asked.id, config=to_dict(home.config), now=NOW).id
+    first, last = STEPS[kind][0], STEPS[kind][-1]
+    with pytest.raises(KilledError):
+        home.run(round_id, kill_at="evaluate")
+    write_pairs(home.path / "probes" / "utility.jsonl", pairs("please", 30), category="chores")
+    with pytest.raises(KilledError):
+        home.run(round_id, kill_at=first)
+    with capture_logs() as logs:
+        outcome = home.run(round_id)
+    assert home.reporters[-2].steps == [first] and home.reporters[-1].steps == list(STEPS[kind][1:])
+    assert logs == []  # begun anew once, and gone on from there
+    record = home.record(home.commit(round_id, outcome))
+    assert record["inputs"] == load(home.path, home.config).digests
+    assert home.store.round(round_id).artefacts[first]["inputs"] == record["inputs"]
+    assert home.store.round(round_id).step == last
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("entries.safetensors", "choose"),
+        ("over_safety.safetensors", "safety"),
+        ("safety.safetensors", "search"),
+        ("candidate", "merge"),
+        ("*.safetensors", "merge"),
+    ],
+)
+def test_a_round_that_lost_what_a_step_left_begins_anew(home: Home, name: str, after: str) -> None:
+    round_id = _begun(home, UNSEARCHED)
+    with pytest.raises(KilledError):
+        home.run(round_id, kill_at=after)
+    for path in home.store.scratch(round_id).glob(name):
+        remove_tree(path)
+    with capture_logs() as logs:
+        outcome = home.run(round_id)
+    assert [line["event"] for line in logs] == ["round_restarted"] and "is gone" in logs[0]["cause"]
+    assert home.reporters[-1].steps == list(STEPS["batch"])
+    assert home.commit(round_id, outcome).id == 1 and verify(home.store, deep=True) == []
+
+
+@pytest.mark.parametrize("at", ["_place_files", "_enroll"])
+def test_a_round_whose_commit_died_half_way_is_not_done_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    round_id = _begun(home, UNSEARCHED)
+    outcome = home.run(round_id)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KilledError(at)
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(home.store, at, die)
+        home.commit(round_id, outcome)
+    home.store.recover(NOW)
+    again = home.run(round_id)
+    assert home.reporters[-1].steps == []
+    assert home.commit(round_id, again).id == 1 and verify(home.store, deep=True) == []
+
+
+@pytest.mark.parametrize("name", ["batches/*/batch1.jsonl", "patches/*.safetensors", "../models/v1/*.safetensors"])
+def test_damage_of_what_a_round_builds_on_blames_no_batch(home: Home, name: str) -> None:
+    home.config = config_of(DIFFERENCE, UNSEARCHED, {"merge": {"accumulate": "protect"}})
+    home.play(1)
+    (path,) = home.store.root.glob(name)
+    path.chmod(0o600)
+    path.write_bytes(b"not what was written")
+    last = decode_event(_worker_out(home, home.begin(home.drop(2)).id).splitlines()[-1])
+    assert isinstance(last, FailedEvent) and last.retry and last.blameless
+    assert "the store is damaged" in last.reason
 
 
 def test_write_probes_and_batches_do_not_meet(home: Home) -> None:

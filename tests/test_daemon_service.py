@@ -36,6 +36,7 @@ from tests.fakes_service import (
     wait_until,
     write_probes,
 )
+from tests.state_world import hold
 
 ROOT = Path(__file__).resolve().parent.parent
 REJECTED = {"event": "done", "outcome": "rejected", "reasons": ["harm is 0.4, allowed is 0.1"]}
@@ -438,7 +439,7 @@ def test_a_hold_stops_the_running_round_and_resume_trains_the_batch_again(home: 
     drop(home, "a.jsonl")
     with _forever(home, worker), Store.open(home) as store:
         wait_until(lambda: _shown(home).get("step") == "derive")
-        store.hold(reason="look at it", actor="test", now=NOW)
+        hold(store, "look at it")
         wait_until(lambda: [row.state for row in store.ledger.rounds()] == ["superseded"])
         assert store.ledger.batches()[0].state == "queued"
         assert not store.scratch("r000001").exists()

@@ -60,7 +60,6 @@ def test_a_version_has_the_promised_fields() -> None:
         "current": True,
         "blocked": False,
         "pinned": False,
-        "confirmed": False,
         "tags": ["good"],
         "reason": "every gate passed",
     }

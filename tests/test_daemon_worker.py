@@ -18,7 +18,7 @@ from daemon import config as settings
 from daemon import worker
 from daemon.progress import DoneEvent, Event, FailedEvent, Outcome, ProgressEvent, Reporter, decode_event
 from patches.errors import NonFiniteError
-from state.errors import LockedError, StoreCorruptError, StoreError
+from state.errors import LockedError, ModelFormatError, StoreCorruptError, StoreError
 from state.store import Store
 from tests.fakes_service import NOW, drop, make_home
 
@@ -98,10 +98,13 @@ def test_a_broken_service_toml_is_no_fault_of_the_batch(home: Path) -> None:
         (NonFiniteError("loss is NaN at step 3"), False, False, "NonFiniteError: loss is NaN at step 3"),
         (StoreError("no such thing", "look"), False, False, "no such thing; look"),
         (LockedError("busy"), True, False, "busy"),
-        (StoreCorruptError("v3: digest differs"), True, False, "v3: digest differs"),
+        (StoreCorruptError("v3: digest differs"), True, True, "the store is damaged: v3: digest differs"),
+        (ModelFormatError("models/v3: no shard"), True, True, "the store is damaged: models/v3: no shard"),
         (MemoryError(), True, False, "MemoryError"),
         (OSError(errno.ENOSPC, "No space left on device", "/x/y"), True, True, "no space left on the disk (/x/y)"),
-        (OSError(errno.EIO, "Input/output error"), True, False, "OSError: Input/output error"),
+        (OSError(errno.EIO, "Input/output error"), True, True, "OSError: Input/output error"),
+        (OSError(errno.EROFS, "Read-only file system", "/x"), True, True, "OSError: Read-only file system (/x)"),
+        (PermissionError(errno.EACCES, "Permission denied"), True, False, "PermissionError: Permission denied"),
         (RuntimeError(SECRET), True, False, "RuntimeError at "),
         (KeyError(SECRET), True, False, "KeyError at "),
     ],

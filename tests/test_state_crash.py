@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from state import audit, durable, filesystem, gc, patchfile
+from state import audit, durable, filesystem, gc, lock, patchfile
 from state.errors import StoreMissingError
 from state.store import Store
 from state.verify import verify
-from tests.state_world import NOW, begin, drop, make_store, make_version, prepare, write_model
+from tests.state_world import NOW, begin, drop, make_store, make_version, prepare, rebuilt, write_model
 
 WHO: Any = {"actor": "tester", "now": NOW}
 CHANGES = {
@@ -137,9 +137,9 @@ def test_commit_killed_anywhere_leaves_old_or_new_and_can_be_repeated(tmp_path: 
     with make_store(tmp_path) as store:
         make_version(store, 1)
         round_id = begin(store, 2)
-        prepare(store, round_id, 2)
+        record = prepare(store, round_id, 2)["record"]
+        record["patch"] = save_patch(store, round_id)
         home = store.home
-        record = prepare_record(store, round_id)
 
     def commit(store: Store) -> None:
         scratch = store.scratch(round_id)
@@ -147,6 +147,7 @@ def test_commit_killed_anywhere_leaves_old_or_new_and_can_be_repeated(tmp_path: 
             round_id,
             scratch / "model",
             overlay=scratch / "overlay.safetensors",
+            patch=scratch / store.patch_path(record["patch"]).name,
             record=record,
             state="published",
             now=NOW,
@@ -158,13 +159,23 @@ def test_commit_killed_anywhere_leaves_old_or_new_and_can_be_repeated(tmp_path: 
         commit(store)
         assert store.current().id == 2 and verify(store, deep=True) == []
 
+    def check_given_up(store: Store, finished: bool) -> None:
+        store.end_round(round_id, "superseded", reason="held", now=NOW)
+        with lock.hold(store.service_lock, "alignd run"):
+            gc.run(store, keep_materialized=3, **WHO)
+        kept = [row.patch for row in store.ledger.versions() if row.patch]
+        assert [path.stem for path in store.patches.iterdir()] == kept and len(kept) >= finished
+        assert list(store.scratch_root.iterdir()) == [] and verify(store) == []
+
     assert sweep(home, tmp_path, commit, check) > 10
+    sweep(home, tmp_path, commit, check_given_up)
 
 
-def prepare_record(store: Store, round_id: str) -> dict[str, Any]:
-    shutil.rmtree(store.scratch(round_id))
-    record: dict[str, Any] = prepare(store, round_id, 2)["record"]
-    return record
+def save_patch(store: Store, round_id: str) -> str:
+    import numpy as np
+
+    entries = {"w": (np.array([1]), np.array([0.5], np.float32))}
+    return patchfile.save(store, entries, {"round": round_id}, folder=store.scratch(round_id))
 
 
 def test_publish_killed_anywhere_leaves_the_old_version_or_the_new(home: Path, tmp_path: Path) -> None:
@@ -220,6 +231,26 @@ def test_quarantine_and_release_killed_anywhere_lose_nothing(home: Path, tmp_pat
     assert sweep(home, tmp_path, act, check) > 15
 
 
+def test_a_deleted_batch_that_is_dropped_again_killed_anywhere_comes_back(home: Path, tmp_path: Path) -> None:
+    with Store.open(home) as store:
+        sha = store.claim_batch(store.spool / "fresh.drop", name="fresh", **WHO).batch.sha256
+        store.quarantine_batch(sha, reason="bad", **WHO)
+        store.drop(sha, **WHO)
+        drop(store, "zorp\n", "later")
+
+    def claim(store: Store) -> None:
+        store.claim_batch(store.spool / "later.drop", name="later", **WHO)
+
+    def check(store: Store, finished: bool) -> None:
+        if (store.spool / "later.drop").exists():
+            assert not finished
+            claim(store)
+        assert store.find_batch(sha).state == "queued" and store.ledger.duplicates() == []
+        assert store.batch_path(sha).exists() and verify(store) == [] and list(store.spool.iterdir()) == []
+
+    assert sweep(home, tmp_path, claim, check) > 8
+
+
 def test_set_aside_killed_anywhere_keeps_the_drop_in_one_place(home: Path, tmp_path: Path) -> None:
     def check(store: Store, finished: bool) -> None:
         assert len(store.quarantined()) + (store.spool / "fresh.drop").exists() == 1
@@ -243,7 +274,7 @@ def test_gc_killed_anywhere_deletes_nothing_reachable(tmp_path: Path) -> None:
     def check(store: Store, finished: bool) -> None:
         assert all(store.is_materialized(number) for number in (0, 2, 3))
         assert not finished or not store.is_materialized(1)
-        store.materialize("v1")
+        rebuilt(store, 1)
         assert verify(store, deep=True) == []
 
     assert sweep(home, tmp_path, lambda s: gc.run(s, keep_materialized=1, **WHO), check) > 5
@@ -283,7 +314,7 @@ def test_a_torn_audit_line_is_cut_and_written_again(home: Path, is_zeroed: bool)
     with Store.open(home) as store:
         before = store.audit_path.read_bytes()
         with filesystem.use(DyingFileSystem(1)), pytest.raises(Killed):  # opened, then torn while writing
-            store.hold(reason="wait", **WHO)
+            store.pause(reason="wait", **WHO)
         torn = store.audit_path.read_bytes()
         assert torn.startswith(before) and len(torn) > len(before)
         if is_zeroed:
@@ -291,4 +322,4 @@ def test_a_torn_audit_line_is_cut_and_written_again(home: Path, is_zeroed: bool)
         assert audit.verify(store) != []
         store.recover(NOW)
         assert audit.verify(store) == []
-        assert audit.read(store)[-1].action == "held" and store.audit_path.read_bytes().startswith(before)
+        assert audit.read(store)[-1].action == "paused" and store.audit_path.read_bytes().startswith(before)

@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,18 @@ def test_a_killed_holder_leaves_no_stale_lock(tmp_path: Path) -> None:
     assert lock.holder(path) is None
     with lock.hold(path, "x"):
         pass
+
+
+def test_what_is_kept_cannot_be_taken_and_what_is_taken_is_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with lock.kept(folder) as first, lock.kept(folder) as second:
+        assert (first, second, lock.is_taken(folder)) == (True, True, True)
+    with lock.taken(folder) as is_ours, ThreadPoolExecutor(1) as pool:
+        assert is_ours
+        waiting = pool.submit(lambda: lock.kept(folder).__enter__())
+        folder.rename(tmp_path / "doomed")  # as garbage collection does it
+        assert waiting.result(20) is False
 
 
 def test_a_lock_waits_as_long_as_it_is_told(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from tests.state_world import (
     begin,
     content,
     drop,
+    hold,
     make_store,
     make_version,
     prepare,
@@ -153,6 +154,40 @@ def test_a_dropped_batch_is_gone_but_still_known(store: Store) -> None:
         store.retry("one", **WHO)
 
 
+@pytest.mark.parametrize("name", ["one", "renamed"])
+def test_a_new_drop_of_content_that_was_deleted_brings_the_batch_back(store: Store, name: str) -> None:
+    batch = store.claim_batch(drop(store, "zorp\n", "one"), name="one", **WHO).batch
+    store.quarantine_batch(batch.sha256, reason="bad", **WHO)
+    store.drop(batch.sha256, **WHO)
+    again = store.spool / "later.drop"
+    again.write_text("zorp\n")
+    claim = store.claim_batch(again, name=name, **WHO)
+    assert not claim.is_duplicate and not again.exists() and store.ledger.duplicates() == []
+    (row,) = store.ledger.batches()
+    assert (row.state, row.name, row.reason, row.seq) == ("queued", name, "", batch.seq)
+    assert content(store.batch_path(batch.sha256)) == {name: b"zorp\n"} and verify(store) == []
+
+
+def test_a_new_drop_of_a_rejected_batch_that_is_there_stays_a_duplicate(store: Store) -> None:
+    round_id = begin(store, 1)
+    store.end_round(round_id, "rejected", reason="gate harm failed", now=NOW)
+    again = store.spool / "later.drop"
+    again.write_text("zorp 1\n")
+    assert store.claim_batch(again, name="again", **WHO).is_duplicate
+    assert store.ledger.batches()[0].state == "rejected"
+
+
+def test_a_batch_that_a_version_was_made_with_cannot_be_deleted(store: Store) -> None:
+    row = make_version(store, 1)
+    assert row.batch is not None
+    store.rollback(reason="bad", **WHO)
+    store.retry(row.batch, **WHO)
+    store.quarantine_batch(row.batch, reason="one row", **WHO)
+    with pytest.raises(RefusedError, match="v1 was made with batch"):
+        store.drop(row.batch, **WHO)
+    assert content(store.batch_content(row.batch)) == {"batch1.jsonl": b"zorp 1\n"} and verify(store) == []
+
+
 def test_only_one_round_runs_and_none_while_paused(store: Store) -> None:
     batch = store.claim_batch(drop(store, "zorp 2\n", "two"), name="two", **WHO).batch
     store.pause(reason="lunch", **WHO)
@@ -248,7 +283,7 @@ def test_a_version_whose_parent_is_no_longer_current_is_not_published(store: Sto
 
 def test_nothing_is_published_while_held(store: Store) -> None:
     make_version(store, 1, "awaiting_approval")
-    store.hold(reason="wait", **WHO)
+    hold(store, "wait")
     with pytest.raises(RefusedError, match="held"):
         store.publish(1, **WHO)
     round_id = begin(store, 2)
@@ -355,7 +390,7 @@ def test_two_services_on_one_home_cannot_be(store: Store) -> None:
 def test_a_change_waits_for_the_lock_and_names_its_holder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("state.core.LOCK_WAIT_S", 0.05)
     with lock.hold(store.store_lock, "a long merge"), pytest.raises(LockedError, match="a long merge"):
-        store.hold(reason="", **WHO)
+        store.pause(reason="", **WHO)
 
 
 BLOCKER = """
@@ -396,7 +431,7 @@ def test_data_version_changes_with_own_and_with_others_changes(store: Store) -> 
     before = store.ledger.data_version()
     assert store.ledger.data_version() == before
     with Store.open(store.home) as other:
-        other.hold(reason="", **WHO)
+        other.pause(reason="", **WHO)
     between = store.ledger.data_version()
     store.resume(**WHO)
     assert len({before, between, store.ledger.data_version()}) == 3

@@ -1,20 +1,23 @@
 """What is damaged is found and named; what is whole is rebuilt bit for bit."""
 
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state import audit, gc, patchfile
+from state import audit, batches, gc, patchfile
 from state.errors import StoreCorruptError
-from state.rows import VersionRow
+from state.rows import BatchState, VersionRow
 from state.store import Store
 from state.verify import drill, verify
-from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare
+from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare, rebuilt
 
 WHO: Any = {"actor": "tester", "now": NOW}
 
@@ -97,7 +100,7 @@ def test_every_version_is_rebuilt_bit_for_bit_from_base_and_overlays(store: Stor
     store.recover(NOW)
     assert store.is_materialized(3) and not store.is_materialized(2)
     for number, files in before.items():
-        assert content(store.materialize(f"v{number}")) == files
+        assert content(rebuilt(store, number)) == files
     assert verify(store, deep=True) == []
 
 
@@ -114,11 +117,63 @@ def test_drill_names_the_version_whose_overlay_is_damaged(store: Store, tmp_path
     ]
 
 
+def _once(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, change: Callable[[], object]) -> None:
+    """Make a change just before the first call of a function."""
+    real, left = getattr(owner, name), [change]
+
+    def run(*args: Any) -> Any:
+        if left:
+            left.pop()()
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, run)
+
+
+def test_garbage_collection_in_the_middle_of_a_check_is_no_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.rollback("v0", reason="bad", **WHO)
+    path, real = store.model_path(2) / "config.json", batches.file_sha256
+
+    def digest(at: Path) -> str:
+        if at == path:
+            gc.run(store, keep_materialized=0, **WHO)
+        return real(at)
+
+    monkeypatch.setattr(batches, "file_sha256", digest)
+    assert verify(store) == []
+    assert store.is_materialized(2) and not store.is_materialized(3)
+
+
+@pytest.mark.parametrize("name", ["members", "identity"])
+def test_a_batch_that_moves_in_the_middle_of_a_check_is_no_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    sha256 = store.find_batch("batch1.jsonl").sha256
+
+    def move() -> None:
+        store.rollback("v0", reason="bad", **WHO)
+        store.retry(sha256, **WHO)
+        store.quarantine_batch(sha256, reason="bad", **WHO)
+
+    _once(monkeypatch, batches, name, move)
+    assert verify(store) == []
+
+
+def test_a_change_in_the_middle_of_a_check_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _once(monkeypatch, audit, "_end_faults", lambda: store.pause(reason="wait", **WHO))
+    assert audit.verify(store) == []
+    _once(monkeypatch, Path, "readlink", lambda: store.rollback(reason="bad", **WHO))
+    assert verify(store) == []
+    store.audit_path.write_bytes(store.audit_path.read_bytes()[:-1])
+    assert audit.verify(store) != []
+
+
 def test_a_damaged_overlay_never_becomes_a_model_folder(store: Store) -> None:
     shutil.rmtree(store.model_path(2))
     flip(store.overlay_path(2))
     with pytest.raises(StoreCorruptError, match="v2 rebuilt"):
-        store.materialize("v2")
+        rebuilt(store, 2)
     assert not store.is_materialized(2) and not list(store.models.glob(".tmp-*"))
 
 
@@ -185,12 +240,77 @@ def test_gc_takes_ended_scratch_and_unused_patches_but_not_those_of_open_rounds(
     unused = patchfile.save(store, {"w": (np.array([2]), np.array([1], np.float32))}, {})
     round_id = store.begin_round(store.find_batch("waiting").sha256, config={}, now=NOW).id
     store.scratch(round_id).mkdir()
+    store.finish_step(round_id, "merge", {"patch": unused})
     gc.run(store, keep_materialized=0, **WHO)
     assert store.scratch(round_id).exists() and store.patch_path(unused).exists()
     store.end_round(round_id, "failed", reason="x", now=NOW)
     gc.run(store, keep_materialized=0, **WHO)
     assert not store.scratch(round_id).exists() and not store.patch_path(unused).exists()
     assert len(list(store.patches.iterdir())) == 1 and verify(store) == []
+
+
+ENDS: dict[str, Callable[[Store, str], object]] = {
+    "published": lambda store, batch: None,
+    "rolled back": lambda store, batch: store.rollback("v0", reason="bad", **WHO),
+    "rejected by hand": lambda store, batch: store.reject("candidate", reason="terse", **WHO),
+    "queued again": lambda store, batch: store.retry(batch, **WHO),
+    "quarantined": lambda store, batch: store.quarantine_batch(batch, reason="bad", **WHO),
+    "rejected by the gates": lambda store, batch: _round_of(store, batch, "rejected"),
+    "aborted": lambda store, batch: _round_of(store, batch, "aborted", batch_state="rejected"),
+}
+
+
+def _round_of(store: Store, batch: str, state: Any, **more: Any) -> None:
+    store.end_round(store.begin_round(batch, config={}, now=NOW).id, state, reason="no", now=NOW, **more)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        ["published"],
+        ["rolled back"],
+        ["rolled back", "queued again", "rejected by the gates"],
+        ["rolled back", "queued again", "aborted"],
+        ["rolled back", "queued again", "quarantined"],
+        ["rejected by hand"],
+        ["rejected by hand", "queued again"],
+        ["rejected by hand", "queued again", "rejected by the gates"],
+    ],
+    ids=" then ".join,
+)
+def test_gc_keeps_the_batch_of_a_version_however_it_ended(tmp_path: Path, way: list[str]) -> None:
+    with make_store(tmp_path) as store:
+        row = make_version(store, 1, "awaiting_approval" if way[0] == "rejected by hand" else "published")
+        assert row.batch is not None
+        for end in way:
+            ENDS[end](store, row.batch)
+        gc.run(store, keep_materialized=0, **WHO)
+        store.promote("v1", force=True, reason="after all", **WHO)
+        assert content(store.batch_content(row.batch)) == {"batch1.jsonl": b"zorp 1\n"}
+        assert verify(store, deep=True) == []
+
+
+@pytest.mark.parametrize("end", ["rejected by the gates", "aborted"])
+def test_gc_keeps_a_batch_that_may_be_tried_again(store: Store, end: str) -> None:
+    batch = store.find_batch("waiting").sha256
+    ENDS[end](store, batch)
+    gc.run(store, keep_materialized=0, **WHO)
+    assert store.retry(batch, **WHO).state == "queued" and verify(store) == []
+
+
+@given(states=st.lists(st.sampled_from(get_args(BatchState)), min_size=1, max_size=8))
+@settings(max_examples=25, deadline=None)
+def test_gc_never_takes_a_batch_of_the_ledger(states: list[Any]) -> None:
+    with TemporaryDirectory() as folder, make_store(Path(folder)) as store:
+        rows = [
+            store.claim_batch(drop(store, f"zorp {number}", str(number)), name=str(number), **WHO).batch
+            for number in range(len(states))
+        ]
+        with store.ledger.transaction():
+            for row, state in zip(rows, states, strict=True):
+                store.ledger.save(replace(row, state=state))
+        gc.run(store, keep_materialized=0, **WHO)
+        assert all(store.batch_path(row.sha256).exists() for row in rows)
 
 
 def test_gc_refuses_a_negative_number(store: Store) -> None:
