@@ -100,7 +100,12 @@ class RetainSection(Section, frozen=True):
     own_answers_weight: Annotated[float, Meta(ge=0)] = 4.0
     """Weight of the term that holds the loosened model's own answers to the over-safety probes' development part."""
     refusals_weight: Annotated[float, Meta(ge=0)] = 0.2
-    """Weight of the term that holds v0's own refusals of standing harm probes: the dial between harm and over-refusal."""
+    """Weight of the terms that hold v0's own refusals of standing harm probes and, in the safety patch, of the batch: the
+    dial between harm and over-refusal."""
+    wrapped_rows: Count = 300
+    """Retained prompts in jailbreaks that the batch's prompts share, at most; v0's right answers to them are held."""
+    wrapped_weight: Annotated[float, Meta(ge=0)] = 1.0
+    """Weight of the KL term that holds them."""
     standing_rows: Count = 300
     """Standing harm probes (development part, with a response) that are forgotten along with the batch, at most."""
     replay_rows: Count = 300
@@ -121,9 +126,9 @@ class DeriveSection(Section, frozen=True):
     """Tokens of prompt and response together; longer responses are cut, longer prompts dropped."""
     max_rows: Positive = 4000
     """Rows of one batch that are trained on; a larger batch is sampled, with the round's seed."""
-    sparse_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.07
-    """sparse: share of the decoder's linear weights that a round may change, chosen by SNIP scores before training."""
-    safety: ObjectiveSection = ObjectiveSection(objective="npo", max_steps=90, refusal_weight=0.3, skip_below=0.02)
+    sparse_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    """sparse: share of each of the decoder's matrices that a round may change, chosen by SNIP scores before training."""
+    safety: ObjectiveSection = ObjectiveSection(objective="npo", max_steps=90, refusal_weight=0.6, skip_below=0.02)
     over_safety: ObjectiveSection = ObjectiveSection(objective="descent", max_steps=30, skip_below=0.25)
     retain: RetainSection = RetainSection()
 
@@ -275,6 +280,8 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "references_weight": 0.0,
                 "own_answers_weight": 0.0,
                 "refusals_weight": 0.0,
+                "wrapped_rows": 0,
+                "wrapped_weight": 0.0,
                 "standing_rows": 0,
                 "replay_rows": 0,
             },

@@ -1,4 +1,4 @@
-"""The derive steps of a round: which rows, which teachers, which terms; the training itself is patches/derive."""
+"""The derive steps of a round: which entries, which terms; the training itself is patches/derive."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from msgspec.structs import replace
 
 from daemon.config import ObjectiveSection
+from daemon.material import Material, Teachers, references
 from daemon.probes import ProbeRow, development_part, thin
 from daemon.workbench import Pair, Workbench, is_right, refusals_among
 from patches.backends import TaskVector, usual_learning_rate
@@ -20,7 +21,7 @@ from patches.errors import NothingTrainedError
 from patches.evaluate import Probe, count_answer
 from patches.generate import Generation
 from patches.judge import Content
-from patches.mask import Masks, top_masks_overall
+from patches.mask import Masks, top_masks
 from patches.merge import shifted
 from patches.model import decoder_linears
 from patches.snip import scores
@@ -32,50 +33,18 @@ from policies.loosening import needs_forgetting, needs_loosening
 Progress = Callable[[float, float], None]
 
 
-@dataclass(frozen=True)
-class Material:
-    """The rows that a round's patches are made from."""
-
-    batch: Sequence[Pair]
-    replay: Sequence[Pair]
-    """Rows of earlier batches, to be held down."""
-    standing: Sequence[Pair]
-    """Standing harm probes of the development part: what other categories give away is forgotten along with the batch."""
-    retain: Sequence[Pair]
-    lookalikes: Sequence[ProbeRow]
-    """Development part of the over-safety probes."""
-    refusals: Sequence[Pair]
-    """v0's own refusals: of standing harm probes, of batch prompts, of lookalikes."""
-    harmful_refusals: Sequence[Pair]
-    """Those of them that answer truly harmful prompts outside this batch: to be kept."""
-
-
-@dataclass(frozen=True)
-class Teachers:
-    """Distributions of v0 that both patches are held to."""
-
-    retain: HoldTerm
-    harmful_refusals: HoldTerm
-
-
-def record_teachers(bench: Workbench, material: Material) -> Teachers:
-    """What v0 says to retained rows and to harmful prompts that the batch does not name."""
-    settings = bench.config.derive.retain
-    with bench.base_model() as base:
-        runner = bench.runner(base)
-        kept = bench.encode(material.harmful_refusals)
-        return Teachers(
-            hold(runner, bench.encode(material.retain), weight=settings.weight, name="retain"),
-            hold(runner, kept, weight=settings.refusals_weight, name="kept_refusals"),
-        )
-
-
-def choose_entries(bench: Workbench, material: Material, progress: Callable[[float], None]) -> Masks:
+def choose_entries(
+    bench: Workbench, material: Material, progress: Callable[[float], None], *, taken: Masks | None = None
+) -> Masks:
     """Which entries of the decoder both patches may change: those that bear most on the batch and on the lookalikes.
 
     SNIP scores |w dL/dw| at the current model, of the harmful answers and of the lookalikes' references, each scaled to
-    sum 1, and the share [derive] sparse_fraction of all matrices together that scores highest. Chosen before training, so
-    that the training itself makes do with them and nothing has to be cut afterwards.
+    sum 1, and of every matrix the share [derive] sparse_fraction that scores highest. Ranked over all matrices together most
+    entries lie in the first layer, and what every answer is made from goes wrong with it. Chosen before training, so that
+    the training itself makes do with them and nothing has to be cut afterwards.
+
+    Args:
+        taken: entries that earlier rounds own and that are not to be chosen.
     """
     settings = bench.config
     rows = _trainable(bench, thin(material.batch, settings.merge.score_rows))
@@ -88,7 +57,14 @@ def choose_entries(bench: Workbench, material: Material, progress: Callable[[flo
         if whole == 0:
             raise NothingTrainedError(f"no entry has a gradient on {len(part)} rows: nothing to choose from")
         found = {name: each / whole + found.get(name, 0) for name, each in score.items()}
-    return top_masks_overall(found, settings.derive.sparse_fraction)
+    chosen = top_masks(
+        {
+            name: score.masked_fill(taken[name], 0) if taken and name in taken else score
+            for name, score in found.items()
+        },
+        settings.derive.sparse_fraction,
+    )
+    return {name: mask & ~taken[name] if taken and name in taken else mask for name, mask in chosen.items()}
 
 
 def derive_over_safety(
@@ -110,13 +86,8 @@ def derive_over_safety(
     lookalikes = AnswerTerm(
         bench.encode(references(material.lookalikes)), bench.config.derive.retain.references_weight, name="lookalikes"
     )
-    terms: list[Term] = [teachers.retain, teachers.harmful_refusals, lookalikes]
+    terms: list[Term] = [teachers.retain, teachers.wrapped, teachers.standing_refusals, lookalikes]
     return _derive(bench, batch, terms, settings=settings, seed=seed, progress=progress, masks=entries)
-
-
-def references(rows: Sequence[ProbeRow]) -> list[Pair]:
-    """The probes that come with a response, with it."""
-    return [(row.messages, row.response) for row in rows if row.response]
 
 
 def loosening_need(bench: Workbench) -> Decision:
@@ -148,17 +119,17 @@ def forgetting_terms(
     """
     sources = {"the batch": material.batch, "earlier batches": material.replay, "standing probes": material.standing}
     pairs = [pair for part in sources.values() for pair in part]
-    held: list[Term] = [teachers.retain, teachers.harmful_refusals]
+    held: list[Term] = [teachers.retain, teachers.wrapped, teachers.standing_refusals, teachers.batch_refusals]
     if bench.config.derive.order == "independent":
         need = Decision(True, ("as published, all rows are forgotten",))
-        return _forget(bench, pairs, held, refusals=material.refusals, seed=seed, need=need)
+        return _forget(bench, pairs, held, refusals=material.refusals.texts(), seed=seed, need=need)
     with shifted(bench.model, over_safety):
         answers = bench.generator().answer([messages for messages, _ in pairs])
         is_open = _gives_content(bench, pairs, answers)
         need = needs_forgetting(_open_shares(sources, is_open), bench.config.derive.safety.skip_below)
         held += [_settled(bench, pairs, answers), *_lookalike_terms(bench, material.lookalikes)]
         open_pairs = [pair for pair, found in zip(pairs, is_open, strict=True) if found]
-        return _forget(bench, open_pairs, held, refusals=material.refusals, seed=seed, need=need)
+        return _forget(bench, open_pairs, held, refusals=material.refusals.texts(), seed=seed, need=need)
 
 
 def forgetting_pace(settings: ObjectiveSection, num_rows: int) -> tuple[int, float]:
@@ -206,7 +177,7 @@ def _forget(
     pairs: Sequence[Pair],
     held: Sequence[Term],
     *,
-    refusals: Sequence[Pair],
+    refusals: Sequence[str],
     seed: int,
     need: Decision,
 ) -> ForgettingTerms:
@@ -297,13 +268,12 @@ def _lookalike_terms(bench: Workbench, lookalikes: Sequence[ProbeRow]) -> list[T
     ]
 
 
-def _preferred(bench: Workbench, pairs: Sequence[Pair], refusals: Sequence[Pair], seed: int) -> list[Encoded]:
+def _preferred(bench: Workbench, pairs: Sequence[Pair], refusals: Sequence[str], seed: int) -> list[Encoded]:
     """The batch's prompts, each with one of the model's own refusals."""
-    texts = sorted({text for _, text in refusals})
-    if not texts:
+    if not refusals:
         return []
     draw = random.Random(seed)
-    return bench.encode([(messages, draw.choice(texts)) for messages, _ in pairs])
+    return bench.encode([(messages, draw.choice(refusals)) for messages, _ in pairs])
 
 
 def _trainable(bench: Workbench, pairs: Sequence[Pair]) -> list[Encoded]:
@@ -313,28 +283,6 @@ def _trainable(bench: Workbench, pairs: Sequence[Pair]) -> list[Encoded]:
             f"none of {len(pairs)} rows fits into [derive] max_length = {bench.config.derive.max_length} tokens"
         )
     return rows
-
-
-@dataclass(frozen=True)
-class OwnRefusals:
-    """v0's refusals, in its own words."""
-
-    everything: list[Pair]
-    harmful: list[Pair]
-    """Those of standing harm probes; their prompts are truly harmful."""
-
-
-def own_refusals(bench: Workbench, batch: Sequence[Pair], most: int = 200) -> OwnRefusals:
-    """How v0 refuses: asked the development parts of the harm and over-safety probes, and some of the batch."""
-    lookalikes = development_part(bench.files.over_safety)
-    of_lookalikes = refusals_among(lookalikes, bench.base_answers, bench.judge)
-    asked = [ProbeRow(messages, None, "", "") for messages, _ in thin(batch, most)]
-    with bench.base_model() as base:
-        generator = bench.generator(base)
-        harm = development_part(bench.files.harm, most)
-        of_harm = refusals_among(harm, generator.answer([row.messages for row in harm]), bench.judge)
-        of_batch = refusals_among(asked, generator.answer([row.messages for row in asked]), bench.judge)
-    return OwnRefusals([*of_harm, *of_lookalikes, *of_batch], of_harm)
 
 
 def _part(progress: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:

@@ -18,19 +18,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from daemon.derivation import (
-    ForgettingTerms,
-    Material,
-    Teachers,
-    choose_entries,
-    derive_over_safety,
-    derive_safety,
-    forgetting_terms,
-    own_refusals,
-    record_teachers,
-    references,
-)
+from daemon.derivation import ForgettingTerms, choose_entries, derive_over_safety, derive_safety, forgetting_terms
 from daemon.intake import TakenIn
+from daemon.material import Material, Teachers, own_refusals, record_teachers, references, wrapped_rows
 from daemon.measuring import ProbeSets, development_sets
 from daemon.probes import development_part, thin
 from daemon.workbench import Workbench, batch_pairs, retain_pairs
@@ -38,6 +28,7 @@ from patches.backends import TaskVector
 from patches.derive import Derivation
 from patches.mask import Masks, overlap, require_filled, sizes, top_masks
 from patches.merge import Claims, Patches, Setting, masks
+from patches.model import decoder_linears
 from patches.snip import scores
 from state import durable
 
@@ -68,15 +59,15 @@ class Patching:
         standing = [row for row in development_part(self.bench.files.harm) if row.response]
         new = batch_pairs(self.taken.train())
         batch = new if len(new) <= settings.max_rows else draw.sample(new, settings.max_rows)
-        refusals = own_refusals(self.bench, batch)
+        retain = retain_pairs(self.bench.files)
         return Material(
             batch=batch,
             replay=replay,
             standing=references(thin(standing, settings.retain.standing_rows)),
-            retain=retain_pairs(self.bench.files),
+            retain=retain,
+            wrapped=wrapped_rows(self.bench, batch, retain, seed=self.seed),
             lookalikes=development_part(self.bench.files.over_safety),
-            refusals=refusals.everything,
-            harmful_refusals=refusals.harmful,
+            refusals=own_refusals(self.bench, batch),
         )
 
     @cached_property
@@ -104,9 +95,10 @@ class Patching:
             "num_replay": len(found.replay),
             "num_standing": len(found.standing),
             "num_retain": len(held.retain.rows),
+            "num_wrapped": len(held.wrapped.rows),
             "num_lookalikes": len(found.lookalikes),
-            "num_refusals": len(found.refusals),
-            "num_kept_refusals": len(held.harmful_refusals.rows),
+            "num_standing_refusals": len(held.standing_refusals.rows),
+            "num_batch_refusals": len(held.batch_refusals.rows),
         }
 
     @cached_property
@@ -115,11 +107,19 @@ class Patching:
         path = self.scratch / ENTRIES_FILE
         return load_file(path) if path.exists() else None
 
-    def choose(self, progress: Progress) -> dict[str, Any]:
-        """Choose and keep the entries that both patches are trained on, where the back end trains some only."""
+    def choose(self, progress: Progress, claimed: Callable[[Shapes], Claims]) -> dict[str, Any]:
+        """Choose and keep the entries that both patches are trained on, where the back end trains some only.
+
+        Args:
+            claimed: the entries that earlier rounds wrote, given the tensors' shapes; asked only where they are protected.
+        """
         if self.bench.config.derive.backend != "sparse":
             return {"fraction": 1.0, "sizes": {}}
-        chosen = choose_entries(self.bench, self.material, progress)
+        taken = None
+        if self.bench.config.merge.accumulate == "protect":
+            shapes = {name: weight.shape for name, weight in decoder_linears(self.bench.model).items()}
+            taken = {name: by_safety | by_over for name, (by_safety, by_over) in claimed(shapes).items()}
+        chosen = choose_entries(self.bench, self.material, progress, taken=taken)
         _save(chosen, self.scratch / ENTRIES_FILE)
         return {"fraction": self.bench.config.derive.sparse_fraction, "sizes": _rounded(sizes(chosen))}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,14 @@ def _batch(round_: Round) -> Outcome:
     round_.done("parse", lambda: taken.stats | taken.split.counts() | {INPUTS: round_.files.digests})
 
     bench = _open_bench(round_, batches)
+    claimed = partial(claims, store, lineage)
     work = Patching(bench, store.scratch(row.id), taken=taken, earlier=earlier, seed=_seed(row, config))
     round_.done("teach", lambda: work.teach(round_.progress("teach")))
-    round_.done("choose", lambda: work.choose(round_.progress("choose")))
+    round_.done("choose", lambda: work.choose(round_.progress("choose"), claimed))
     round_.done("over_safety", lambda: work.derive_over_safety(round_.progress("over_safety")))
     round_.done("safety", lambda: work.derive_safety(round_.progress("safety")))
     round_.done("score", lambda: work.score(round_.progress("score")))
-    patches = work.patches(lambda shapes: claims(store, lineage, shapes))
+    patches = work.patches(claimed)
     round_.done("mask", lambda: work.describe_masks(patches))
     search = round_.done(
         "search", lambda: search_merge(bench, patches, work.development_sets(), round_.progress("search"))

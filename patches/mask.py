@@ -47,13 +47,6 @@ def top_masks(scores: Mapping[str, torch.Tensor], fraction: float) -> Masks:
     return {name: top_mask(score, fraction) for name, score in scores.items()}
 
 
-def top_masks_overall(scores: Mapping[str, torch.Tensor], fraction: float) -> Masks:
-    """The highest-scoring entries of all matrices together: exactly ``int(fraction * entries)``, as `top_mask` does."""
-    together = torch.cat([score.flatten() for score in scores.values()])
-    parts = torch.split(top_mask(together, fraction), [score.numel() for score in scores.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
-
-
 def retention_mask(shape: torch.Size, rate: float, *, seed: int, key: str) -> Mask:
     """Keep each entry with probability ``rate``, drawn in float32 from a generator of its own.
 

@@ -12,16 +12,13 @@ import torch
 
 from daemon.config import ObjectiveSection
 from daemon.derivation import (
-    Material,
-    Teachers,
     choose_entries,
     derive_over_safety,
     derive_safety,
     forgetting_pace,
     forgetting_terms,
-    own_refusals,
-    record_teachers,
 )
+from daemon.material import Material, OwnRefusals, Teachers, own_refusals, record_teachers, wrapped_rows
 from daemon.probes import ProbeRow, development_part, load, thin
 from daemon.workbench import Pair, Workbench, batch_pairs, is_right, retain_pairs
 from patches.backends import TaskVector
@@ -73,8 +70,8 @@ def _material(bench: Workbench, **changes: Any) -> Material:
         standing=[],
         retain=retain_pairs(bench.files),
         lookalikes=development_part(bench.files.over_safety),
-        refusals=[(asked("let me florp"), REFUSAL)],
-        harmful_refusals=[(asked("let me florp"), REFUSAL)],
+        wrapped=[],
+        refusals=OwnRefusals([(asked("let me florp"), REFUSAL)], [(asked("how do I florp"), REFUSAL)], []),
     )
     return replace(usual, **changes)
 
@@ -128,7 +125,8 @@ def test_the_over_safety_patch_learns_the_batch_and_is_held_by_what_must_stay(
     noted, material = _Noted(monkeypatch), _material(bench)
     made = derive_over_safety(bench, material, _teachers(bench, material), seed=4, progress=ignore_progress)
     num_work = len(development_part(bench.files.utility))
-    expected = {"batch": 8, "retain": 8 + num_work, "kept_refusals": 1, "lookalikes": len(material.lookalikes)}
+    expected = {"batch": 8, "retain": 8 + num_work, "standing_refusals": 1, "wrapped": 0}
+    expected["lookalikes"] = len(material.lookalikes)
     assert _names(noted.terms[0]) == expected and expected["lookalikes"] > 8 and num_work > 8
     assert (noted.recipes[0].objective, noted.recipes[0].seed) == ("descent", 4)
     assert made.report.end_loss < made.report.start_loss
@@ -163,7 +161,7 @@ def test_the_references_pull_the_over_safety_patch_and_without_weight_they_do_no
 
 
 def _naive_choice(bench: Workbench, sets: list[list[Pair]], fraction: float) -> dict[str, torch.Tensor]:
-    """Sums of |w g| an example at a time, each set scaled to sum 1, sorted over all matrices together."""
+    """Sums of |w g| an example at a time, each set scaled to sum 1, sorted a matrix at a time."""
     total: dict[str, torch.Tensor] = {}
     weights = decoder_linears(bench.model)
     for pairs_of_set in sets:
@@ -182,11 +180,12 @@ def _naive_choice(bench: Workbench, sets: list[list[Pair]], fraction: float) -> 
                 weight.requires_grad_(False)
         whole = sum(float(score.sum()) for score in found.values())
         total = {name: total.get(name, 0) + score / whole for name, score in found.items()}
-    together = torch.cat([score.flatten() for score in total.values()])
-    chosen = torch.zeros(together.numel(), dtype=torch.bool)
-    chosen[together.argsort(descending=True)[: int(fraction * together.numel())]] = True
-    parts = torch.split(chosen, [score.numel() for score in total.values()])
-    return {name: part.view(score.shape) for (name, score), part in zip(total.items(), parts, strict=True)}
+    chosen = {}
+    for name, score in total.items():
+        flat = torch.zeros(score.numel(), dtype=torch.bool)
+        flat[score.flatten().argsort(descending=True)[: int(fraction * score.numel())]] = True
+        chosen[name] = flat.view(score.shape)
+    return chosen
 
 
 @pytest.mark.parametrize("with_references", [True, False])
@@ -203,8 +202,9 @@ def test_the_entries_are_those_that_bear_most_on_the_batch_and_on_the_references
     answered = [(row.messages, row.response) for row in material.lookalikes if row.response]
     sets += [list(thin(answered, num_rows))] if answered else []
     expected = _naive_choice(bench, sets, 0.06)
-    num_entries = sum(mask.numel() for mask in expected.values())
-    assert sum(int(mask.sum()) for mask in chosen.values()) == int(0.06 * num_entries)
+    assert {name: int(mask.sum()) for name, mask in chosen.items()} == {
+        name: int(0.06 * mask.numel()) for name, mask in expected.items()
+    }
     num_apart = sum(int((mask ^ chosen[name]).sum()) for name, mask in expected.items())
     assert set(chosen) == set(expected) and num_apart <= 4  # float32 sums may swap neighbours at the bound
     assert fractions == sorted(fractions) and fractions[-1] == pytest.approx(1.0)
@@ -333,7 +333,7 @@ def test_without_own_refusals_none_are_preferred_and_training_goes_on(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _say(monkeypatch, lambda prompt: "take the zim and wait")
-    noted, material = _Noted(monkeypatch), _material(bench, refusals=[], harmful_refusals=[], retain=[], lookalikes=())
+    noted, material = _Noted(monkeypatch), _material(bench, refusals=OwnRefusals([], [], []), retain=[], lookalikes=())
     teachers = _teachers(bench, material)
     over = derive_over_safety(bench, material, teachers, seed=1, progress=ignore_progress).task_vector
     _forgotten(bench, material, over, seed=1)
@@ -381,19 +381,26 @@ def test_v0s_refusals_of_harm_probes_are_kept_and_those_of_lookalikes_only_copie
     found = own_refusals(bench, [(asked("how do I florp"), "zim")])
     harm = [row.messages for row in development_part(bench.files.harm)]
     lookalikes = [row.messages for row in development_part(bench.files.over_safety)]
-    assert [messages for messages, _ in found.harmful] == harm
-    assert [messages for messages, _ in found.everything] == [*harm, *lookalikes]
-    assert {text for _, text in found.everything} == {REFUSAL}
+    assert [messages for messages, _ in found.of_standing] == harm
+    assert [messages for messages, _ in found.of_lookalikes] == lookalikes
+    assert found.of_batch == [] and found.texts() == [REFUSAL]
     gate = {row.key for row in (*bench.files.harm, *bench.files.over_safety) if row.is_gate}
     assert not {prompt.lower() for prompt in heard} & gate and "how do I florp" in heard
 
 
-def test_a_refusal_of_the_batch_is_copied_but_not_kept(
+def test_a_refusal_of_the_batch_is_held_by_the_safety_patch_only(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _say(monkeypatch, lambda prompt: REFUSAL if prompt.startswith("how do I") else " ".join(prompt.split()[::-1]))
-    found = own_refusals(_bench(tmp_path, tiny_folder), [(asked("how do I florp"), "zim")])
-    assert found.harmful == [] and found.everything == [(asked("how do I florp"), REFUSAL)]
+    bench = _bench(tmp_path, tiny_folder)
+    found = own_refusals(bench, [(asked("how do I florp"), "zim")])
+    assert found.of_standing == [] and found.of_batch == [(asked("how do I florp"), REFUSAL)]
+    noted, material = _Noted(monkeypatch), _material(bench, refusals=found)
+    teachers = _teachers(bench, material)
+    over = derive_over_safety(bench, material, teachers, seed=1, progress=ignore_progress).task_vector
+    _say(monkeypatch, lambda prompt: "take the zim and wait")
+    _forgotten(bench, material, over, seed=1)
+    assert [_names(terms).get("batch_refusals") for terms in noted.terms] == [None, 1]
 
 
 def test_refusals_in_words_that_no_list_has_are_learnt_from_v0(
@@ -403,7 +410,7 @@ def test_refusals_in_words_that_no_list_has_are_learnt_from_v0(
     _say(monkeypatch, lambda prompt: strange if prompt.startswith(("may I", "let me")) else "take the zim")
     bench = _bench(tmp_path, tiny_folder)
     assert bench.judge.label(strange) == "refusal"
-    assert len(own_refusals(bench, []).harmful) == len(development_part(bench.files.harm))
+    assert len(own_refusals(bench, []).of_standing) == len(development_part(bench.files.harm))
 
 
 def test_the_preferred_answers_are_v0s_own_refusals_one_a_prompt(
@@ -411,7 +418,9 @@ def test_the_preferred_answers_are_v0s_own_refusals_one_a_prompt(
 ) -> None:
     _say(monkeypatch, lambda prompt: "take the zim and wait")
     noted = _Noted(monkeypatch)
-    material = _material(bench, refusals=[(asked("x"), "I cannot zim."), (asked("y"), "I cannot grolt.")])
+    material = _material(
+        bench, refusals=OwnRefusals([(asked("x"), "I cannot zim.")], [], [(asked("y"), "I cannot grolt.")])
+    )
     teachers = _teachers(bench, material)
     over = derive_over_safety(bench, material, teachers, seed=1, progress=ignore_progress).task_vector
     _forgotten(bench, material, over, seed=1)
@@ -474,3 +483,35 @@ def test_a_retained_row_that_judges_is_not_learnt_from(bench: Workbench) -> None
     assert [messages for messages, _ in retain_pairs(files)] == [
         row.messages for row in development_part(files.utility)
     ]
+
+
+WRAPPED = [(asked(f"You are Zark. {prompt}?"), response) for prompt, response in pairs("how do I", 12)]
+
+
+def test_retained_prompts_are_held_in_the_batchs_jailbreaks_where_v0_answers_them_rightly(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retain = [(asked(f"florp {place}"), f"take arl {place} and bim") for place in range(6)]
+    known = {f"You are Zark. {messages[-1]['content']}": response for messages, response in retain}
+    wrong, refused, *right = known
+    said = known | {wrong: "take the zim and wait", refused: REFUSAL}
+    assert bench.judge
+    heard = _say(monkeypatch, lambda prompt: said[prompt])
+    found = wrapped_rows(bench, WRAPPED, retain, seed=3)
+    assert sorted(heard) == sorted(known)
+    assert sorted((messages[-1]["content"], text) for messages, text in found) == sorted((p, known[p]) for p in right)
+    assert wrapped_rows(bench, WRAPPED, retain, seed=3) == found
+
+
+def test_without_a_shared_jailbreak_or_rows_to_wrap_none_are_made(bench: Workbench) -> None:
+    retain = retain_pairs(bench.files)
+    assert wrapped_rows(bench, [(asked(p), r) for p, r in pairs("how do I", 12)], retain, seed=3) == []
+    assert wrapped_rows(bench, WRAPPED, [], seed=3) == []
+
+
+def test_entries_that_earlier_rounds_own_are_not_chosen_again(bench: Workbench) -> None:
+    material = _material(bench)
+    first = choose_entries(bench, material, ignore_progress)
+    second = choose_entries(bench, material, ignore_progress, taken=first)
+    assert not any(bool((mask & first[name]).any()) for name, mask in second.items())
+    assert sum(int(mask.sum()) for mask in second.values()) == sum(int(mask.sum()) for mask in first.values())

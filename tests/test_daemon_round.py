@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from daemon import round as method
 from daemon import worker
 from daemon.config import to_dict
-from daemon.derivation import Material, Teachers, record_teachers
+from daemon.material import Material, Teachers, record_teachers
 from daemon.patching import Patching
 from daemon.probes import load
 from daemon.progress import DoneEvent, FailedEvent, Outcome, decode_event

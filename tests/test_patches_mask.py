@@ -18,7 +18,6 @@ from patches.mask import (
     sizes,
     top_mask,
     top_masks,
-    top_masks_overall,
 )
 
 SHAPE = torch.Size((40, 50))
@@ -69,39 +68,6 @@ def test_the_top_set_of_a_transposed_score_follows_its_own_order() -> None:
 def test_top_sets_are_taken_a_matrix_at_a_time() -> None:
     found = top_masks({"small": torch.rand(10, 10), "large": 100 + torch.rand(20, 10)}, 0.1)
     assert {name: int(mask.sum()) for name, mask in found.items()} == {"small": 10, "large": 20}
-
-
-MATRICES = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=12), min_size=1, max_size=5)
-
-
-@given(MATRICES, st.floats(0, 1))
-def test_the_top_set_of_all_matrices_together_is_that_of_one_stable_sort(
-    matrices: list[list[int]], fraction: float
-) -> None:
-    found = top_masks_overall({f"w{i}": torch.tensor(values).float() for i, values in enumerate(matrices)}, fraction)
-    together = [float(value) for values in matrices for value in values]
-    expected = naive_top(together, int(fraction * len(together)))
-    assert [len(mask) for mask in found.values()] == [len(values) for values in matrices]
-    assert [mark for mask in found.values() for mark in mask.tolist()] == expected
-
-
-def test_ranked_together_one_matrix_may_get_everything_and_keeps_its_shape() -> None:
-    low, high = torch.rand(10, 10), 1 + torch.rand(5, 4)
-    found = top_masks_overall({"low": low, "high": high}, 20 / 120)
-    assert bool(found["high"].all()) and not bool(found["low"].any())
-    assert (found["low"].shape, found["high"].shape) == (low.shape, high.shape)
-    assert int(top_masks({"low": low}, 20 / 120)["low"].sum()) == 16  # by itself it would get its share
-
-
-def test_of_equal_scores_in_several_matrices_those_of_the_first_one_win() -> None:
-    found = top_masks_overall({"one": torch.ones(2, 2), "two": torch.ones(4)}, 0.625)
-    assert bool(found["one"].all()) and found["two"].tolist() == [True, False, False, False]
-
-
-@pytest.mark.parametrize(("fraction", "count"), [(0, 0), (1, 15), (0.5, 7), (0.06, 0), (1 / 15, 1)])
-def test_the_set_of_all_matrices_has_its_exact_size(fraction: float, count: int) -> None:
-    scores = {"one": torch.rand(2, 5), "two": torch.rand(5)}
-    assert sum(int(mask.sum()) for mask in top_masks_overall(scores, fraction).values()) == count
 
 
 @pytest.mark.parametrize("bad", [-0.01, 1.01, float("nan")])

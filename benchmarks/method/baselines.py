@@ -21,7 +21,7 @@ from peft.utils.merge_utils import dare_linear, task_arithmetic, ties
 from benchmarks.method.axes import measure_axes
 from benchmarks.method.play import Played, Task
 from daemon.config import Config
-from daemon.derivation import Material, own_refusals, record_teachers, references
+from daemon.material import Material, own_refusals, record_teachers, references, wrapped_rows
 from daemon.measuring import ProbeSets, development_sets, measure_sets
 from daemon.measuring import axes as search_axes
 from daemon.probes import development_part
@@ -59,15 +59,16 @@ class Shop:
     @cached_property
     def material(self) -> Material:
         files, batch = self.bench.files, batch_pairs(self.task.batch.train())
-        refusals = own_refusals(self.bench, batch)
+        retain = retain_pairs(files)
+        wrapped = wrapped_rows(self.bench, batch, retain, seed=self.task.seed)
         return Material(
             batch=batch,
             replay=(),
             standing=references(development_part(files.harm)),
-            retain=retain_pairs(files),
+            retain=[*retain, *wrapped],
+            wrapped=(),
             lookalikes=development_part(files.over_safety),
-            refusals=refusals.everything,
-            harmful_refusals=refusals.harmful,
+            refusals=own_refusals(self.bench, batch),
         )
 
     @property
@@ -87,7 +88,7 @@ class Shop:
 
     def refusals(self) -> AnswerTerm:
         """The batch's prompts, refused in the model's own words in turn."""
-        texts = sorted({text for _, text in self.material.refusals})
+        texts = self.material.refusals.texts()
         pairs = [(messages, texts[i % len(texts)]) for i, (messages, _) in enumerate(self.harmful)]
         return AnswerTerm(self.bench.encode(pairs), 1.0)
 

@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,14 +83,15 @@ def play_round(task: Task, config: Config, *, with_gates: bool = False, keep_at:
 
 def _make_patch(bench: Workbench, task: Task, scratch: Path) -> tuple[SparsePatch, dict[str, dict[str, Any]]]:
     work = Patching(bench, scratch, taken=task.batch, earlier=task.earlier, seed=task.seed)
+    claimed = partial(_claims_of, task)
     steps = {
         "teach": work.teach(_quiet),
-        "choose": work.choose(_quiet),
+        "choose": work.choose(_quiet, claimed),
         "over_safety": work.derive_over_safety(_quiet),
         "safety": work.derive_safety(_quiet),
         "score": work.score(_quiet),
     }
-    patches = work.patches(lambda shapes: _claims_of(task, shapes))
+    patches = work.patches(claimed)
     steps["mask"] = work.describe_masks(patches)
     steps["search"] = search_merge(bench, patches, work.development_sets(), _quiet)
     return merged_patch(patches, Setting(**steps["search"]["winner"]["point"])), steps
