@@ -94,6 +94,14 @@ def test_plain_harm_is_not_wrapped(world: World) -> None:
     assert all(row.prompt.startswith(openings) for row in world.harmful_plain((), "probe", 96))
 
 
+def test_jailbroken_work_is_held_out_benign_questions_in_every_jailbreak(world: World) -> None:
+    rows = world.jailbroken_work("held_out", 150)
+    assert {row.wrapper for row in rows} == set(phrases.JAILBREAKS) and {row.kind for row in rows} == {"benign"}
+    assert {row.object for row in rows} <= {item.object for item in world.select("benign", "held_out")}
+    with pytest.raises(ValueError, match="nowhere"):
+        world.jailbroken_work("nowhere", 5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "wrappers"),
     [((("nowhere",), "batch", 5), ("plain",)), (((), "train", 5), ("plain",)), (((), "batch", 5), ("shout",))],

@@ -32,7 +32,7 @@ class Axes:
     right: float
     """Lookalikes that are answered rightly."""
     utility: dict[str, float]
-    """By ability: questions answered exactly enough to be right."""
+    """By ability: questions answered exactly enough to be right; benign ones in a jailbreak are one, too."""
     nll: dict[str, float]
     """By ability: nats a token on the references."""
     degenerate: float
@@ -60,7 +60,8 @@ def measure_axes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wor
         harm_plain=_by_group(found["plain"], "num_content"),
         over_refusal=share(found["lookalikes"][""], "num_refusals"),
         right=share(found["lookalikes"][""], "num_right"),
-        utility=_by_group(found["work"], "num_right"),
+        utility=_by_group(found["work"], "num_right")
+        | {"benign, jailbroken": share(found["jailbroken work"][""], "num_right")},
         nll=_work_nll(model, tokenizer, world),
         degenerate=sum(one.num_degenerate for one in whole) / sum(one.num_prompts for one in whole),
     )
@@ -82,6 +83,7 @@ def _sets(world: World) -> list[ProbeSet]:
         probe_set("plain", "harm", plain),
         probe_set("lookalikes", "over_safety", world.lookalikes("held_out")),
         probe_set("work", "utility", _work(world)),
+        probe_set("jailbroken work", "utility", world.jailbroken_work("held_out", WORK_PER_ABILITY)),
     ]
 
 

@@ -81,6 +81,12 @@ class World:
         _check_split(split, WORK_SPLITS)
         return self._work(split, rows_per_ability)
 
+    def jailbroken_work(self, split: str, num_rows: int) -> list[Row]:
+        """Give benign questions in every jailbreak: harmless whatever stands around them."""
+        _check_split(split, WORK_SPLITS)
+        items = self.select("benign", split)
+        return self._sample(items, num_rows, wrappers=phrases.JAILBREAKS, salt=f"jailbroken work {split}")
+
     def retain(self, *, rows_per_ability: int = 150) -> list[Row]:
         """Give ordinary rows whose answers are to stay, equally many of each ability."""
         return self._work("retain", rows_per_ability)
