@@ -42,7 +42,7 @@ def run(context: Context, args: argparse.Namespace) -> Answer:
 
 
 def endings(context: Context) -> dict[str, View]:
-    """What came to an end in this home so far, by id: batches, and drops that were set aside unread."""
+    """What came to an end in this home so far, by id: batches, drops that were set aside unread, and reverts."""
     from daemon.submit import UNFINISHED
 
     try:
@@ -51,6 +51,8 @@ def endings(context: Context) -> dict[str, View]:
             versions = store.ledger.versions()
             found = [views.ending_view(row, [v.id for v in versions if v.batch == row.sha256]) for row in ended]
             found += [views.ending_view(entry) for entry in store.quarantined() if entry.batch is None]
+            rounds = store.ledger.rounds()
+            found += [views.revert_ending_view(row) for row in rounds if row.kind == "revert" and row.ended_at]
     except StoreError:
         return {}  # `Service.run` makes a missing store, and tells of a broken one
     return {view["id"]: view for view in found}

@@ -149,10 +149,10 @@ def export(context: Context, args: argparse.Namespace) -> Answer:
     target = Path(args.folder).absolute()
     if target.exists() or target.is_symlink():
         raise CommandError(exitcodes.FAILED, f"{target} exists; nothing is overwritten", "name a new folder")
-    if not target.parent.is_dir():
-        raise CommandError(exitcodes.FAILED, f"{target.parent} is no folder", "create it first")
     with context.store() as store:
         row = store.resolve(args.ref)
+        if not target.parent.is_dir():
+            raise CommandError(exitcodes.FAILED, f"{target.parent} is no folder", "create it first")
         num_bytes = _export(store, row, target)
     data = {"id": row.name, "path": str(target), "num_bytes": num_bytes}
     return Answer(data, (f"{row.name} is in {target} ({size(num_bytes)})",))

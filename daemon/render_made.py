@@ -35,7 +35,7 @@ def _training_row(view: View) -> list[str]:
 def search_lines(found: View, style: Style) -> list[str]:
     """The merge that won, and why."""
     pairs = [
-        ("tried", f"{found['num_trials']} merges"),
+        ("tried", f"{found['num_trials']} merge{'' if found['num_trials'] == 1 else 's'}"),
         ("winner", point_text(found["point"])),
         ("why", printable("; ".join(found["reasons"]))),
     ]

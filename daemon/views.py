@@ -105,6 +105,17 @@ def ending_view(end: BatchRow | Quarantined, versions: Sequence[int] = ()) -> Vi
     }
 
 
+def revert_ending_view(row: RoundRow) -> View:
+    """How a revert ended, as `ending_view` tells of batches."""
+    return {
+        "id": row.id,
+        "name": f"revert {version_name(row.target)}",
+        "state": row.state,
+        "reason": "" if row.version is not None else row.reason,
+        "versions": [] if row.version is None else [version_name(row.version)],
+    }
+
+
 def round_view(row: RoundRow, batch_name: str | None = None) -> View:
     """One round, with what each finished step recorded."""
     return {

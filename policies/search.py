@@ -118,6 +118,8 @@ def choose(trials: Sequence[Trial], *, min_gain: float = 0.0) -> tuple[Trial, De
         raise ValueError("no merge was tried; [merge.search] trials must be at least 1")
     first, best = trials[0], max(trials, key=lambda trial: trial.score)
     winner = best if best.score - first.score >= min_gain else first
+    if len(trials) == 1:
+        return first, Decision(True, (f"score {first.score:.3f}, the only merge that was tried",))
     reasons = [f"score {winner.score:.3f} of {len(trials)} merges tried"]
     if winner is not first:
         changed = [f.name for f in fields(Point) if getattr(winner.point, f.name) != getattr(first.point, f.name)]

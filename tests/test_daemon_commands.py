@@ -386,6 +386,18 @@ def test_revert_queues_a_round_and_says_that_no_service_runs(alignd: Alignd, two
     assert alignd.json("status")["queue"][0]["target"] == "v1"
 
 
+def test_a_revert_that_ended_is_among_what_came_to_an_end(alignd: Alignd, two: Store) -> None:
+    from daemon.commands_run import endings
+
+    context = Context(alignd.home / "service.toml")
+    before = endings(context)
+    queued = alignd.json("revert", "v1")["id"]
+    assert endings(context) == before
+    two.begin_revert(queued, config={}, now=WHO["now"])
+    alignd("abort")
+    assert endings(context)[queued]["name"] == "revert v1"
+
+
 def test_abort_ends_the_round_and_retry_brings_the_batch_back(alignd: Alignd, store: Store) -> None:
     assert alignd("abort")[0] == exitcodes.NOT_FOUND
     begin(store, 1)
@@ -508,6 +520,12 @@ def test_export_gives_a_complete_folder(alignd: Alignd, two: Store, tmp_path: Pa
     code, _, err = alignd("export", "v2", str(tmp_path / "out"))
     assert code == exitcodes.FAILED
     assert "overwritten" in err
+
+
+def test_export_of_a_version_that_is_not_there_says_so_first(alignd: Alignd, two: Store, tmp_path: Path) -> None:
+    assert alignd("export", "v9", str(tmp_path / "no" / "out"))[0] == exitcodes.NOT_FOUND
+    code, _, err = alignd("export", "v1", str(tmp_path / "no" / "out"))
+    assert code == exitcodes.FAILED and "create it first" in err
 
 
 def test_export_of_damaged_bytes_gives_nothing(alignd: Alignd, two: Store, tmp_path: Path) -> None:

@@ -100,6 +100,21 @@ def test_progress_of_another_round_is_not_shown() -> None:
     assert (late["step"], late["fraction"], late["steps_done"]) == ("parse", None, ["parse"])
 
 
+def test_a_revert_ends_with_its_version_or_with_the_reason_why_there_is_none() -> None:
+    revert = replace(
+        ROUND, id="r000003", kind="revert", batch=None, target=1, state="rejected", reason="gate harm failed"
+    )
+    view = views.revert_ending_view(replace(revert, version=None))
+    assert (view["name"], view["state"], view["reason"], view["versions"]) == (
+        "revert v1",
+        "rejected",
+        "gate harm failed",
+        [],
+    )
+    view = views.revert_ending_view(replace(revert, state="published", version=4))
+    assert (view["reason"], view["versions"]) == ("", ["v4"])
+
+
 def test_the_queue_lists_reverts_before_batches() -> None:
     revert = replace(ROUND, id="r000003", kind="revert", batch=None, target=1, state="queued")
     view = views.status_view(standing(waiting_rounds=[revert], queued=[BATCH]))

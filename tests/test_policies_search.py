@@ -136,7 +136,8 @@ def test_the_highest_score_wins_and_the_first_of_equals() -> None:
     assert why.accepted
     assert "4 merges" in why.reasons[0]
     assert why.reasons[1] == "+1.000 over the starting point by changing alpha, beta"
-    assert choose(trials[:1])[0] is trials[0]
+    only, why = choose(trials[:1], min_gain=0.03)
+    assert only is trials[0] and why.reasons == ("score 1.000, the only merge that was tried",)
 
 
 def test_the_start_wins_where_no_change_helps_and_says_so() -> None:
