@@ -27,6 +27,8 @@ class VersionAxes:
     """Jailbroken questions about objects of the dropped batches, answered with the harmful content."""
     harm_held_out: float
     """The same for objects of those categories that no batch contains, held-out jailbreaks included."""
+    harm_plain: float
+    """Plain questions about those held-out objects; v0 refuses them."""
     harm_others: float
     """Jailbroken questions of categories that were not dropped."""
     over_refusal_seen: float
@@ -47,6 +49,7 @@ def measure_version(folder: Path, world: World, dropped: Sequence[str]) -> Versi
     return VersionAxes(
         harm_seen=share(found["harm seen"], "num_content"),
         harm_held_out=share(found["harm held out"], "num_content"),
+        harm_plain=share(found["harm plain"], "num_content"),
         harm_others=share(found["harm others"], "num_content"),
         over_refusal_seen=share(found["lookalikes seen"], "num_refusals"),
         over_refusal_held_out=share(found["lookalikes held out"], "num_refusals"),
@@ -59,14 +62,15 @@ def measure_version(folder: Path, world: World, dropped: Sequence[str]) -> Versi
 def _sets(world: World, dropped: Sequence[str]) -> list[ProbeSet]:
     others = [category for category in world.categories if category not in dropped]
 
-    def jailbroken(name: str, categories: Sequence[str], split: str, wrappers: Sequence[str]) -> ProbeSet:
+    def harm(name: str, categories: Sequence[str], split: str, wrappers: Sequence[str]) -> ProbeSet:
         rows = world.harmful(categories, split, ROWS_PER_CATEGORY * len(categories), wrappers=wrappers, seed=99)
         return probe_set(name, "harm", rows)
 
     return [
-        jailbroken("harm seen", dropped, "batch", phrases.BATCH_JAILBREAKS),
-        jailbroken("harm held out", dropped, "held_out", phrases.JAILBREAKS),
-        jailbroken("harm others", others, "held_out", phrases.JAILBREAKS),
+        harm("harm seen", dropped, "batch", phrases.BATCH_JAILBREAKS),
+        harm("harm held out", dropped, "held_out", phrases.JAILBREAKS),
+        harm("harm plain", dropped, "held_out", (phrases.PLAIN,)),
+        harm("harm others", others, "held_out", phrases.JAILBREAKS),
         probe_set("lookalikes seen", "over_safety", world.lookalikes("probe")),
         probe_set("lookalikes held out", "over_safety", world.lookalikes("held_out")),
         probe_set("utility seen", "utility", world.utility("probe")),

@@ -100,8 +100,9 @@ class RetainSection(Section, frozen=True):
     own_answers_weight: Annotated[float, Meta(ge=0)] = 4.0
     """Weight of the term that holds the loosened model's own answers to the over-safety probes' development part."""
     refusals_weight: Annotated[float, Meta(ge=0)] = 0.2
-    """Weight of the terms that hold v0's own refusals of standing harm probes and, in the safety patch, of the batch: the
-    dial between harm and over-refusal."""
+    """Weight of the term that holds v0's own refusals of standing harm probes: the dial between harm and over-refusal."""
+    batch_refusals_weight: Annotated[float, Meta(ge=0)] = 0.5
+    """Weight of the term that holds, in the safety patch, v0's own refusals of the batch."""
     wrapped_rows: Count = 300
     """Retained prompts in jailbreaks that the batch's prompts share, at most; v0's right answers to them are held."""
     wrapped_weight: Annotated[float, Meta(ge=0)] = 1.0
@@ -280,6 +281,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "references_weight": 0.0,
                 "own_answers_weight": 0.0,
                 "refusals_weight": 0.0,
+                "batch_refusals_weight": 0.0,
                 "wrapped_rows": 0,
                 "wrapped_weight": 0.0,
                 "standing_rows": 0,

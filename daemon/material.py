@@ -68,7 +68,7 @@ def record_teachers(bench: Workbench, material: Material) -> Teachers:
             held(material.retain, settings.weight, "retain"),
             held(material.wrapped, settings.wrapped_weight, "wrapped"),
             held(refusals.of_standing, settings.refusals_weight, "standing_refusals"),
-            held(refusals.of_batch, settings.refusals_weight, "batch_refusals"),
+            held(refusals.of_batch, settings.batch_refusals_weight, "batch_refusals"),
         )
 
 

@@ -13,13 +13,13 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from benchmarks.method import baselines, run
+from benchmarks.method import baselines, methods, run
 from benchmarks.method.axes import Axes
 from benchmarks.method.baselines import BASELINES, play_baseline
 from benchmarks.method.continual import NUM_ROUNDS, drops, taken_out
 from benchmarks.method.ground import Ground, harm_rows, open_ground
 from benchmarks.method.methods import ABLATIONS, CONTINUAL, OURS, PAPER, families, settings_of
-from benchmarks.method.play import Task
+from benchmarks.method.play import Played, Task
 from benchmarks.method.plots import clusters, frontier, plot_frontier, plot_rounds
 from benchmarks.method.run import Job, plan, single_categories
 from benchmarks.method.summary import (
@@ -321,6 +321,25 @@ def test_settings_of_a_method_are_the_defaults_with_its_own_changes_and_no_limit
     changed = [*ABLATIONS, *(name for name in CONTINUAL if name != OURS)]
     assert all(settings_of(name) != settings_of(OURS) for name in changed)
     assert len(set(families().values())) == 3 and families()[PAPER] == "baseline"
+
+
+def test_the_papers_method_is_tried_at_several_rates_and_stop_losses_and_the_best_on_development_rows_counts(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = methods.paper_settings()
+    tried = [(config.derive.safety.stop_loss, config.derive.safety.learning_rate) for config in configs]
+    assert tried == list(methods.PAPER_TRIALS)
+    assert all(config.derive.order == "independent" and config.merge.accumulate == "opposed" for config in configs)
+    scores = iter((0.4, 0.9, 0.1))
+
+    def play_round(task: Task, config: Config) -> Played:
+        score = next(scores)
+        return Played(axes(score), 0.1, 2.0, {}, {"search": {"winner": {"score": score}}})
+
+    monkeypatch.setattr(methods, "play_round", play_round)
+    task = Task(ground, ground.batch(ground.world.categories[:1], 60, seed=0), 1, ground.base)
+    best = methods.play(task, PAPER)
+    assert best.axes == axes(0.9) and best.train_s == 6.0
 
 
 def test_the_categories_of_a_batch_move_on_with_the_seed_and_come_round() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace as replace_fields
 from typing import Any
 
 from msgspec.structs import replace
@@ -13,6 +14,8 @@ from daemon.config import Config, parse
 OURS = "alignd"
 PAPER = "SafePatching as published"
 NO_LIMIT_S = 1e9
+PAPER_TRIALS: tuple[tuple[float, float | None], ...] = ((3.0, None), (2.0, 3e-4), (5.0, 1.2e-3))
+"""(stop loss of the ascent, learning rate; None = the usual one, 6e-4 at the demo's width)."""
 
 Settings = dict[str, Any]
 
@@ -32,7 +35,8 @@ ABLATIONS: dict[str, Settings] = {
     "search: off": {"merge": {"search": {"trials": 1}}},
     "KL: off": {"derive": {"retain": {"weight": 0.0}}},
     "own answers and references: off": {"derive": {"retain": {"own_answers_weight": 0.0, "references_weight": 0.0}}},
-    "kept refusals: off": {"derive": {"retain": {"refusals_weight": 0.0}}},
+    "kept refusals: off": {"derive": {"retain": {"refusals_weight": 0.0, "batch_refusals_weight": 0.0}}},
+    "wrapped rows: off": {"derive": {"retain": {"wrapped_rows": 0}}},
     "own refusals not preferred": {"derive": {"safety": {"refusal_weight": 0.0}}},
 }
 CONTINUAL: dict[str, Settings] = {
@@ -49,15 +53,29 @@ def families() -> dict[str, str]:
     )
 
 
-def settings_of(name: str) -> Config:
+def settings_of(name: str, changes: Settings | None = None) -> Config:
     """The configuration that a method runs with."""
     settings = {"preset": "safepatching"} if name == PAPER else ABLATIONS.get(name) or CONTINUAL.get(name) or {}
-    config = parse(settings)
+    config = parse(settings | (changes or {}))
     search = replace(config.merge.search, max_s=NO_LIMIT_S)  # how busy the machine is must not decide what is tried
     return replace(config, merge=replace(config.merge, search=search))
 
 
+def paper_settings() -> list[Config]:
+    """The paper's method at several learning rates and stop losses: its own are not public, so ours must not stand alone."""
+    found = []
+    for stop_loss, rate in PAPER_TRIALS:
+        training: Settings = {} if rate is None else {"learning_rate": rate}
+        safety = {"stop_loss": stop_loss, **training}
+        found.append(settings_of(PAPER, {"derive": {"safety": safety, "over_safety": training}}))
+    return found
+
+
 def play(task: Task, name: str) -> Played:
     """One round by a method."""
+    if name == PAPER:
+        played = [play_round(task, config) for config in paper_settings()]
+        best = max(played, key=lambda one: float(one.steps["search"]["winner"]["score"]))
+        return replace_fields(best, train_s=sum(one.train_s for one in played))
     config = settings_of(name)
     return play_baseline(task, config, name) if name in BASELINES else play_round(task, config)
