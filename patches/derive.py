@@ -42,7 +42,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class DeriveReport:
-    """What happened while a patch was trained; losses in nats a response token."""
+    """What happened while a patch was trained; losses in nats a response token.
+
+    ``start_loss`` and ``end_loss`` are of the first and of the last step's rows, each before its step.
+    """
 
     steps: int
     stop_reason: str
