@@ -99,10 +99,10 @@ class RetainSection(Section, frozen=True):
     """Weight of the over-safety probes' references (development part) while the model is loosened."""
     own_answers_weight: Annotated[float, Meta(ge=0)] = 4.0
     """Weight of the term that holds the loosened model's own answers to the over-safety probes' development part."""
-    refusals_weight: Annotated[float, Meta(ge=0)] = 0.2
+    refusals_weight: Annotated[float, Meta(ge=0)] = 0.15
     """Weight of the term that holds v0's own refusals of standing harm probes: the dial between harm and over-refusal."""
-    batch_refusals_weight: Annotated[float, Meta(ge=0)] = 0.5
-    """Weight of the term that holds, in the safety patch, v0's own refusals of the batch."""
+    batch_refusals_weight: Annotated[float, Meta(ge=0)] = 0.3
+    """Weight of the term that holds v0's own refusals of the batch."""
     wrapped_rows: Count = 300
     """Retained prompts in jailbreaks that the batch's prompts share, at most; v0's right answers to them are held."""
     wrapped_weight: Annotated[float, Meta(ge=0)] = 1.0
@@ -153,8 +153,10 @@ class SearchSection(Section, frozen=True):
     """p: chance that an entry of a patch is kept at all."""
     top_fractions: tuple[Fraction, ...] = (1.0,)
     """a and b; the first is the start of the search."""
-    alphas: tuple[float, ...] = (1.0, 0.9, 1.1)
-    betas: tuple[float, ...] = (1.0, 1.2, 0.0)
+    alphas: tuple[float, ...] = (1.0,)
+    betas: tuple[float, ...] = (1.0, 0.9, 0.0)
+    """alpha and beta. The safety patch is made for the loosened model, so their sum is where the search starts; it may only
+    loosen less: what loosening more does to questions that no batch has, the development parts do not show."""
 
 
 class MergeSection(Section, frozen=True):

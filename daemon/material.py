@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from daemon.probes import ProbeRow, development_part, thin
+from daemon.probes import ProbeRow, development_part
 from daemon.workbench import Pair, Workbench, is_right, refusals_among
 from patches.judge import Content
 from patches.terms import HoldTerm, hold
@@ -52,7 +52,6 @@ class Teachers:
     wrapped: HoldTerm
     standing_refusals: HoldTerm
     batch_refusals: HoldTerm
-    """Of the safety patch only: the over-safety patch is there to answer the batch."""
 
 
 def record_teachers(bench: Workbench, material: Material) -> Teachers:
@@ -78,10 +77,10 @@ def references(rows: Sequence[ProbeRow]) -> list[Pair]:
 
 
 def own_refusals(bench: Workbench, batch: Sequence[Pair], most: int = 200) -> OwnRefusals:
-    """How v0 refuses: asked the development parts of the harm and over-safety probes, and some of the batch."""
+    """How v0 refuses: asked the development parts of the harm and over-safety probes, and the batch."""
     lookalikes = development_part(bench.files.over_safety)
     of_lookalikes = refusals_among(lookalikes, bench.base_answers, bench.judge)
-    asked = [ProbeRow(messages, None, "", "") for messages, _ in thin(batch, most)]
+    asked = [ProbeRow(messages, None, "", "") for messages, _ in batch]
     with bench.base_model() as base:
         generator = bench.generator(base)
         harm = development_part(bench.files.harm, most)

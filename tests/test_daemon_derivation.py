@@ -132,6 +132,22 @@ def test_the_over_safety_patch_learns_the_batch_and_is_held_by_what_must_stay(
     assert made.report.end_loss < made.report.start_loss
 
 
+@pytest.mark.parametrize(
+    ("with_references", "num_refused", "num_learnt"), [(True, 3, 5), (True, 0, 8), (True, 8, 8), (False, 3, 8)]
+)
+def test_what_v0_refuses_of_the_batch_is_held_and_not_learnt_where_references_say_what_to_loosen(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, with_references: bool, num_refused: int, num_learnt: int
+) -> None:
+    usual, noted = _material(bench), _Noted(monkeypatch)
+    refused = [(messages, REFUSAL) for messages, _ in usual.batch[:num_refused]]
+    lookalikes = usual.lookalikes if with_references else [replace(row, response=None) for row in usual.lookalikes]
+    material = replace(usual, refusals=OwnRefusals([], refused, []), lookalikes=lookalikes)
+    derive_over_safety(bench, material, _teachers(bench, material), seed=4, progress=ignore_progress)
+    learnt = bench.encode(usual.batch[8 - num_learnt :])
+    assert list(noted.terms[0][0].rows) == learnt
+    assert _names(noted.terms[0]).get("batch_refusals", 0) == (num_refused if num_learnt < 8 else 0)
+
+
 def test_references_of_lookalikes_are_learnt_while_loosening_and_a_lookalike_without_one_is_left_out(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,14 +404,14 @@ def test_v0s_refusals_of_harm_probes_are_kept_and_those_of_lookalikes_only_copie
     assert not {prompt.lower() for prompt in heard} & gate and "how do I florp" in heard
 
 
-def test_a_refusal_of_the_batch_is_held_by_the_safety_patch_only(
+def test_a_refusal_of_the_batch_is_held_by_the_safety_patch_only_where_lookalikes_have_no_references(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _say(monkeypatch, lambda prompt: REFUSAL if prompt.startswith("how do I") else " ".join(prompt.split()[::-1]))
     bench = _bench(tmp_path, tiny_folder)
     found = own_refusals(bench, [(asked("how do I florp"), "zim")])
     assert found.of_standing == [] and found.of_batch == [(asked("how do I florp"), REFUSAL)]
-    noted, material = _Noted(monkeypatch), _material(bench, refusals=found)
+    noted, material = _Noted(monkeypatch), _material(bench, refusals=found, lookalikes=())
     teachers = _teachers(bench, material)
     over = derive_over_safety(bench, material, teachers, seed=1, progress=ignore_progress).task_vector
     _say(monkeypatch, lambda prompt: "take the zim and wait")

@@ -2,7 +2,7 @@
 
 All get the rows that ours gets (batch and standing harm probes to forget, retained rows, lookalikes where the method has
 a place for them), the same optimiser, and in each training run as many steps as both of ours together. Task arithmetic
-tries 8 merges, TIES and DARE 16, ours 6. The two that learn from every row that ours learns from are trained at three
+tries 8 merges, TIES and DARE 16, ours 3 at most. The two that learn from every row that ours learns from are trained at three
 rates, the paper's method at three rates and stop losses (`methods.PAPER_TRIALS`); the best on the development parts counts.
 Sources: gradient difference and NPO with KL, arXiv 2404.05868; SimNPO, 2410.07163; task arithmetic, 2212.04089;
 TIES, 2306.01708; DARE, 2311.03099 (the last three as in peft).
