@@ -220,7 +220,7 @@ class GatesSection(Section, frozen=True):
     right: GateSection = GateSection(klass="wanted", max_regression=0.10, min_samples=10)
     """Lookalikes answered rightly, not merely not refused; judged where over-safety probes have references. Not required:
     of the few lookalikes that a probe file has, two answers more or less are a tenth."""
-    utility: GateSection = GateSection(max_regression=0.08, max_drift=0.08)
+    utility: GateSection = GateSection(max_regression=0.08, max_drift=0.08, min_samples=10)
     """Of 30 probes, two wrong answers may be chance."""
     degenerate: GateSection = GateSection(max=0.10)
     drift: GateSection = GateSection(klass="wanted", max=1.0)
