@@ -114,18 +114,29 @@ def _store_or_none(context: Context) -> Store | None:
 
 
 def _submitted(drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
+    from state.queue import RETRY_STATES
+
     listed: list[dict[str, Any]] = [asdict(drop) for drop in drops]
     lines = []
     for i, drop in enumerate(drops):
         text = f"{drop.batch[:12]}  {printable(drop.name)}"
         if drop.known_as:
-            text += f"  known already, not dropped again ({drop.known_as}); `alignd retry` queues it again"
+            text += f"  known already, not dropped again ({drop.known_as.replace('_', ' ')})"
+        if drop.known_as in RETRY_STATES:
+            text += f"; `alignd retry {drop.batch[:12]}` queues it again"
         if fates:
             fate = fates[i]
             listed[i] |= {"state": fate.state, "reason": fate.reason}
-            text += f"  {fate.state.replace('_', ' ')}{': ' if fate.reason else ''}{printable(fate.reason)}"
+            text += _fate_text(fate, drop)
         lines.append(text)
     return Answer(listed, tuple(lines), max((fate.code for fate in fates), default=exitcodes.OK))
+
+
+def _fate_text(fate: Fate, drop: Submitted) -> str:
+    """What became of a drop, without the state that the line names already."""
+    state = "" if fate.state == drop.known_as else fate.state.replace("_", " ")
+    told = ": ".join(filter(None, (state, printable(fate.reason))))
+    return f"  {told}" if told else ""
 
 
 COMMANDS: Final = (

@@ -507,6 +507,14 @@ def test_pins_and_tags_show_in_history_and_select(alignd: Alignd, two: Store) ->
     assert alignd("show", "@good")[0] == exitcodes.NOT_FOUND
 
 
+@pytest.mark.parametrize("name", ["current", "@previous", "candidate", "base", "v1", "v99", "1", "v1~1", "current~1"])
+def test_a_tag_that_is_a_selector_is_refused(alignd: Alignd, two: Store, name: str) -> None:
+    code, _, err = alignd("tag", name, "v1")
+    assert (code, two.ledger.tags()) == (exitcodes.USAGE, [])
+    assert "is no tag" in err
+    assert alignd("tag", "v1-good", "v1")[0] == exitcodes.OK
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_export_gives_a_complete_folder(alignd: Alignd, two: Store, tmp_path: Path, *, is_kept: bool) -> None:
     expected = content(two.model_path(2))
@@ -584,6 +592,23 @@ def test_submit_of_known_content_drops_nothing(alignd: Alignd, two: Store, tmp_p
     listed = alignd.json("submit", "--wait", str(tmp_path / "again.jsonl"))
     assert (listed[0]["known_as"], listed[0]["state"]) == ("published", "published")
     assert not list((alignd.home / "inbox").iterdir())
+
+
+@pytest.mark.parametrize("state", ["published", "rolled_back"])
+def test_submit_of_known_content_names_retry_only_where_it_is_taken(
+    alignd: Alignd, two: Store, tmp_path: Path, state: str
+) -> None:
+    if state == "rolled_back":
+        two.rollback("v0", reason="worse", **WHO)
+    (tmp_path / "again.jsonl").write_text("zorp 1\n")
+    sha256 = hashlib.sha256(b"zorp 1\n").hexdigest()
+    _, out, _ = alignd("submit", "--wait", str(tmp_path / "again.jsonl"))
+    start = f"{sha256[:12]}  again.jsonl  known already, not dropped again "
+    end = {
+        "published": "(published)",
+        "rolled_back": f"(rolled back); `alignd retry {sha256[:12]}` queues it again  worse",
+    }
+    assert out.rstrip() == start + end[state]
 
 
 def test_submit_of_content_that_was_deleted_drops_it_and_waits_for_the_new_batch(
