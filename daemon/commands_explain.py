@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from daemon import exitcodes, render_show, render_version, views
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg
 from daemon.standing import names
+from state.core import UNNAMED
 from state.errors import NotFoundError
 from state.rows import BatchRow, RoundRow, VersionRow
 
@@ -42,7 +43,10 @@ def _find(store: Store, ref: str) -> VersionRow | RoundRow | BatchRow:
     except NotFoundError as err:
         with contextlib.suppress(NotFoundError):
             return store.find_batch(ref)
-        raise NotFoundError(f"no version, round or batch is called {ref!r}", err.hint) from err
+        if ref in UNNAMED:
+            raise
+        hint = f"{err.hint}; rounds are called like r000001, batches by name or sha256 (`alignd batches`)"
+        raise NotFoundError(f"no version, round or batch is called {ref!r}", hint) from err
 
 
 def version_view(store: Store, row: VersionRow) -> views.View:

@@ -257,7 +257,7 @@ def test_show_tells_a_version_a_round_and_a_batch_apart(alignd: Alignd, two: Sto
 def test_show_of_nothing_known_is_4_and_names_what_is(alignd: Alignd) -> None:
     code, out, err = alignd("show", "nonsense")
     assert (code, out) == (exitcodes.NOT_FOUND, "")
-    assert "known: current" in err
+    assert "known: current" in err and "rounds are called like" in err and "`alignd batches`" in err
 
 
 def naive_values(folder: Path) -> Any:
@@ -318,6 +318,30 @@ def test_rollback_prints_before_and_after_and_holds(alignd: Alignd, two: Store) 
 
 def test_rollback_with_nothing_before_is_refused(alignd: Alignd) -> None:
     assert alignd("rollback")[0] == exitcodes.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["rollback", "v2"], exitcodes.REFUSED, "v2 is in service already; name an earlier version"),
+        (["rollback", "current"], exitcodes.REFUSED, "v2 is in service already; name an earlier version"),
+        (["revert", "v0"], exitcodes.REFUSED, "v0 is the base: it has no round to take out"),
+        (["approve"], exitcodes.NOT_FOUND, "no version waits for approval"),
+        (["reject", "candidate"], exitcodes.NOT_FOUND, "no version waits for approval"),
+        (["show", "candidate"], exitcodes.NOT_FOUND, "no version waits for approval"),
+    ],
+)
+def test_a_decision_that_has_nothing_to_decide_says_why(
+    alignd: Alignd, two: Store, words: list[str], code: int, said: str
+) -> None:
+    got, _, err = alignd(*words)
+    assert (got, err.startswith(f"alignd: {said}")) == (code, True), err
+
+
+def test_what_is_before_the_base_is_nothing(alignd: Alignd) -> None:
+    assert "nothing before v0" in alignd("rollback", "v0")[2]
+    code, _, err = alignd("show", "previous")
+    assert (code, "no earlier version" in err) == (exitcodes.NOT_FOUND, True)
 
 
 def test_rollback_needs_no_torch_no_numpy_and_no_settings_and_little_time(alignd: Alignd, two: Store) -> None:
