@@ -305,6 +305,17 @@ def test_batches_lists_what_came_of_each(alignd: Alignd, two: Store) -> None:
     assert "batch2.jsonl" in alignd.text("batches")
 
 
+@pytest.mark.parametrize("entries", [[], [{"MESSAGE": "zorp"}, {"MESSAGE": "glim"}]])
+def test_logs_in_json_are_one_document(
+    alignd: Alignd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: list[dict[str, str]]
+) -> None:
+    journal = tmp_path / "journalctl"
+    journal.write_text("#!/bin/sh\n" + "".join(f"echo '{json.dumps(entry)}'\n" for entry in entries))
+    journal.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert alignd.json("logs") == entries
+
+
 # deciding
 
 
