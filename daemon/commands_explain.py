@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, render_show, render_version, views
-from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid
 from daemon.standing import names
 from state.core import UNNAMED
 from state.errors import NotFoundError
@@ -109,13 +109,19 @@ def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:
     batch = store.ledger.batch(row.batch) if row.batch else None
     view = views.round_view(row, batch.name if batch else None)
     view |= explain.derivation(view["artefacts"], row.kind)
-    return Answer(view | {"config": row.config}, tuple(render_show.round_lines(view, context.style)))
+    view |= {"config": row.config, "interrupted": _is_interrupted(store, row)}
+    return Answer(view, tuple(render_show.round_lines(view, context.style)))
 
 
 def _show_batch(context: Context, store: Store, row: BatchRow) -> Answer:
     versions = [version.id for version in store.ledger.versions() if version.batch == row.sha256]
-    view = views.batch_view(row, versions)
+    view = views.batch_view(row, versions) | {"interrupted": _is_interrupted(store, row)}
     return Answer(view, tuple(render_show.batch_lines(view, context.style)))
+
+
+def _is_interrupted(store: Store, row: RoundRow | BatchRow) -> bool:
+    """Whether the ledger says that it runs, but no service is there to run it."""
+    return row.state == "running" and service_pid(store) is None
 
 
 def diff(context: Context, args: argparse.Namespace) -> Answer:

@@ -137,11 +137,14 @@ def _queue(queue: Sequence[View]) -> str:
 
 
 def round_text(view: View | None, style: Style) -> str:
-    """What the running round is at, in one line."""
+    """What the running round is at, or was when its service went, in one line."""
     if view is None:
         return NOTHING
     what = view["batch_name"] or (f"revert of {view['target']}" if view["target"] else "")
-    parts = [f"{view['id']}  {cut(printable(what), 20)}", view["step"] or "starting"]
+    step = view["step"] or ("" if view["interrupted"] else "starting")
+    if view["interrupted"]:
+        step = f"interrupted after {step}" if step else "interrupted"
+    parts = [f"{view['id']}  {cut(printable(what), 20)}", step]
     if view["fraction"] is not None:
         parts.append(f"{bar(view['fraction'], 10)} {view['fraction'] * 100:.0f}%")
     if view["eta_s"] is not None:

@@ -272,6 +272,7 @@ def _running_view(standing: Standing) -> View | None:
     return {
         "id": row.id,
         "kind": row.kind,
+        "interrupted": standing.service_pid is None,
         "batch": row.batch,
         "batch_name": standing.batch_names.get(row.batch) if row.batch else None,
         "target": version_name(row.target),

@@ -190,6 +190,22 @@ def test_status_shows_the_running_round_and_its_progress(alignd: Alignd, store: 
     assert any("interrupted" in problem for problem in interrupted["problems"])
 
 
+def test_a_round_without_its_service_is_shown_as_interrupted(alignd: Alignd, store: Store) -> None:
+    round_id = begin(store, 1)
+    start = f"{round_id}  batch1.jsonl  "
+    with lock.hold(store.service_lock, "alignd run"):
+        assert f"{start}starting" in alignd.text("status")
+        assert alignd.text("show", round_id).startswith(f"{round_id}  running")
+        assert "  running\n" in alignd.text("show", "batch1.jsonl")
+    assert f"{start}interrupted\n" in alignd.text("status", code=exitcodes.DEGRADED)
+    store.finish_step(round_id, "parse", {})
+    assert f"{start}interrupted after parse\n" in alignd.text("status", code=exitcodes.DEGRADED)
+    assert alignd.text("show", round_id).startswith(f"{round_id}  interrupted")
+    assert "  interrupted\n" in alignd.text("show", "batch1.jsonl")
+    view = alignd.json("show", round_id)
+    assert (view["state"], view["interrupted"]) == ("running", True)
+
+
 def test_status_is_degraded_when_current_is_not_what_the_ledger_says(alignd: Alignd, two: Store) -> None:
     two.current_link.unlink()
     two.current_link.symlink_to("v0")

@@ -151,7 +151,7 @@ def test_the_history_of_a_person_fits_80_columns() -> None:
 
 def test_nothing_a_person_sees_carries_control_characters() -> None:
     told = {"round": "r000002", "step": "derive", "fraction": 0.5, "eta_s": 9, "loss": 1.25}
-    busy = standing(running=ROUND, progress=told, queued=[BATCH], batch_names={"b" * 64: BATCH.name})
+    busy = standing(running=ROUND, progress=told, service_pid=7, queued=[BATCH], batch_names={"b" * 64: BATCH.name})
     lines = render.status_lines(views.status_view(busy), Style())
     lines += render.batches_lines([views.batch_view(BATCH, [1])], Style())
     lines += render_show.batch_lines(views.batch_view(BATCH, [1]), Style())
