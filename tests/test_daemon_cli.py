@@ -102,6 +102,11 @@ def test_the_help_of_a_group_has_the_examples_of_its_commands(group: str, capsys
     assert examples and all(f"  {example}\n" in text for example in examples)
 
 
+def test_the_help_of_rollback_says_what_previous_means(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rollback", "--help"]) == 0
+    assert "after a promote that may be a later one" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_main_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
