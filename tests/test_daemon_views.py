@@ -115,6 +115,20 @@ def test_a_revert_ends_with_its_version_or_with_the_reason_why_there_is_none() -
     assert (view["reason"], view["versions"]) == ("", ["v4"])
 
 
+def test_what_waits_is_told_with_every_reason_whole() -> None:
+    revert = replace(ROUND, id="r000003", kind="revert", batch=None, target=1, state="queued")
+    reasons = ["paused (the GPU is needed until noon); `alignd resume` goes on", "v2 waits for approval"]
+    told = [views.waiting_view(row, reasons) for row in (revert, replace(BATCH, state="running"))]
+    assert [(view["state"], view["reason"]) for view in told] == [
+        ("queued", "; ".join(reasons)),
+        ("interrupted", "; ".join(reasons)),
+    ]
+    assert (told[0]["id"], told[0]["name"], told[1]["id"]) == ("r000003", "revert v1", BATCH.sha256)
+    lines = render.endings_lines(told, Style())
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines).split()).count(f"waits: {'; '.join(reasons)}") == 2
+
+
 def test_the_queue_lists_reverts_before_batches() -> None:
     revert = replace(ROUND, id="r000003", kind="revert", batch=None, target=1, state="queued")
     view = views.status_view(standing(waiting_rounds=[revert], queued=[BATCH]))
