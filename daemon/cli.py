@@ -195,19 +195,31 @@ def _epilog() -> str:
 
 def _add_group(subparsers: Any, name: str) -> Any:
     purpose = GROUP_PURPOSES[name]
-    parser = subparsers.add_parser(name, help=purpose, description=f"{purpose}.", allow_abbrev=False)
+    examples = [example for command in COMMANDS if command.name.startswith(f"{name} ") for example in command.examples]
+    parser = subparsers.add_parser(
+        name,
+        help=purpose,
+        description=f"{purpose}.",
+        epilog=_examples(examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     _add_common(parser)
     return parser.add_subparsers(metavar="ACTION", title="actions", required=True, parser_class=Parser)
 
 
+def _examples(examples: Sequence[str]) -> str:
+    lines = "\n".join(f"  {example}" for example in examples)
+    return f"examples:\n{lines}\n\nexit codes: see `alignd --help`"
+
+
 def _add_command(subparsers: Any, word: str, command: Command) -> None:
-    examples = "\n".join(f"  {example}" for example in command.examples)
     parser = subparsers.add_parser(
         word,
         aliases=command.aliases,
         help=command.purpose,
         description=f"{command.purpose}.",
-        epilog=f"examples:\n{examples}\n\nexit codes: see `alignd --help`",
+        epilog=_examples(command.examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -172,7 +172,8 @@ COMMANDS: Final = (
                 "ref",
                 nargs="?",
                 metavar="REF",
-                help=f"where to go (default: the version that was current before): {SELECTORS}",
+                help="where to go (default: previous, the version that was last in service before this one and is not blocked; "
+                f"after a promote that may be a later one): {SELECTORS}",
             ),
             arg("--reason", default="rolled back by hand", help="why, for the audit and the hold"),
         ),

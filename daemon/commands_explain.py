@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, render_show, render_version, views
-from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid
 from daemon.standing import names
+from state.core import UNNAMED
 from state.errors import NotFoundError
 from state.rows import BatchRow, RoundRow, VersionRow
 
@@ -42,7 +43,10 @@ def _find(store: Store, ref: str) -> VersionRow | RoundRow | BatchRow:
     except NotFoundError as err:
         with contextlib.suppress(NotFoundError):
             return store.find_batch(ref)
-        raise NotFoundError(f"no version, round or batch is called {ref!r}", err.hint) from err
+        if ref in UNNAMED:
+            raise
+        hint = f"{err.hint}; rounds are called like r000001, batches by name or sha256 (`alignd batches`)"
+        raise NotFoundError(f"no version, round or batch is called {ref!r}", hint) from err
 
 
 def version_view(store: Store, row: VersionRow) -> views.View:
@@ -105,13 +109,19 @@ def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:
     batch = store.ledger.batch(row.batch) if row.batch else None
     view = views.round_view(row, batch.name if batch else None)
     view |= explain.derivation(view["artefacts"], row.kind)
-    return Answer(view | {"config": row.config}, tuple(render_show.round_lines(view, context.style)))
+    view |= {"config": row.config, "interrupted": _is_interrupted(store, row)}
+    return Answer(view, tuple(render_show.round_lines(view, context.style)))
 
 
 def _show_batch(context: Context, store: Store, row: BatchRow) -> Answer:
     versions = [version.id for version in store.ledger.versions() if version.batch == row.sha256]
-    view = views.batch_view(row, versions)
+    view = views.batch_view(row, versions) | {"interrupted": _is_interrupted(store, row)}
     return Answer(view, tuple(render_show.batch_lines(view, context.style)))
+
+
+def _is_interrupted(store: Store, row: RoundRow | BatchRow) -> bool:
+    """Whether the ledger says that it runs, but no service is there to run it."""
+    return row.state == "running" and service_pid(store) is None
 
 
 def diff(context: Context, args: argparse.Namespace) -> Answer:

@@ -18,6 +18,7 @@ from state.errors import StoreError, StoreMissingError
 
 if TYPE_CHECKING:
     from daemon.submit import Fate, Submitted
+    from state.rows import BatchRow, RoundRow
     from state.store import Store
 
 
@@ -37,12 +38,30 @@ def run(context: Context, args: argparse.Namespace) -> Answer:
     code = service.run()
     if not args.once or code not in (exitcodes.OK, exitcodes.DEGRADED):
         return Answer(code=code, silent=True)
-    ended = [ending for ending in endings(context).values() if ending != before.get(ending["id"])]
-    return Answer(ended, tuple(render.endings_lines(ended, context.style)) or ("nothing came to an end",), code)
+    told = [ending for key, ending in endings(context).items() if _is_news(ending, before.get(key))]
+    told += _waiting(context, service.held_back)
+    return Answer(told, tuple(render.endings_lines(told, context.style)) or ("nothing came to an end",), code)
+
+
+def _is_news(ending: View, earlier: View | None) -> bool:
+    """Whether something ended since; that an old duplicate's original changed is no end of the duplicate."""
+    return earlier is None or (ending != earlier and ending["state"] != views.DUPLICATE)
+
+
+def _waiting(context: Context, reasons: Sequence[str]) -> list[View]:
+    """What is left in the queue, with the reasons why; nothing where nothing is held back."""
+    from daemon.submit import UNFINISHED
+
+    if not reasons:
+        return []
+    with context.store() as store:
+        reverts = [row for row in store.ledger.rounds(*UNFINISHED) if row.kind == "revert"]
+        waiting: list[BatchRow | RoundRow] = [*reverts, *store.ledger.batches(*UNFINISHED)]
+    return [views.waiting_view(row, reasons) for row in waiting]
 
 
 def endings(context: Context) -> dict[str, View]:
-    """What came to an end in this home so far, by id: batches, drops that were set aside unread, and reverts."""
+    """What came to an end in this home so far, by key: batches, drops set aside unread, duplicates, and reverts."""
     from daemon.submit import UNFINISHED
 
     try:
@@ -53,9 +72,15 @@ def endings(context: Context) -> dict[str, View]:
             found += [views.ending_view(entry) for entry in store.quarantined() if entry.batch is None]
             rounds = store.ledger.rounds()
             found += [views.revert_ending_view(row) for row in rounds if row.kind == "revert" and row.ended_at]
+            duplicates = _duplicates(store)
     except StoreError:
         return {}  # `Service.run` makes a missing store, and tells of a broken one
-    return {view["id"]: view for view in found}
+    return {view["id"]: view for view in found} | duplicates
+
+
+def _duplicates(store: Store) -> dict[str, View]:
+    known = {row.sha256: row for row in store.ledger.batches()}
+    return {f"duplicate {row.seq}": views.duplicate_view(row, known[row.sha256]) for row in store.ledger.duplicates()}
 
 
 def submit(context: Context, args: argparse.Namespace) -> Answer:
@@ -89,18 +114,29 @@ def _store_or_none(context: Context) -> Store | None:
 
 
 def _submitted(drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
+    from state.queue import RETRY_STATES
+
     listed: list[dict[str, Any]] = [asdict(drop) for drop in drops]
     lines = []
     for i, drop in enumerate(drops):
         text = f"{drop.batch[:12]}  {printable(drop.name)}"
         if drop.known_as:
-            text += f"  known already, not dropped again ({drop.known_as}); `alignd retry` queues it again"
+            text += f"  known already, not dropped again ({drop.known_as.replace('_', ' ')})"
+        if drop.known_as in RETRY_STATES:
+            text += f"; `alignd retry {drop.batch[:12]}` queues it again"
         if fates:
             fate = fates[i]
             listed[i] |= {"state": fate.state, "reason": fate.reason}
-            text += f"  {fate.state.replace('_', ' ')}{': ' if fate.reason else ''}{printable(fate.reason)}"
+            text += _fate_text(fate, drop)
         lines.append(text)
     return Answer(listed, tuple(lines), max((fate.code for fate in fates), default=exitcodes.OK))
+
+
+def _fate_text(fate: Fate, drop: Submitted) -> str:
+    """What became of a drop, without the state that the line names already."""
+    state = "" if fate.state == drop.known_as else fate.state.replace("_", " ")
+    told = ": ".join(filter(None, (state, printable(fate.reason))))
+    return f"  {told}" if told else ""
 
 
 COMMANDS: Final = (
@@ -113,8 +149,8 @@ COMMANDS: Final = (
             arg(
                 "--once",
                 action="store_true",
-                help="empty the inbox, finish every round, print what came to an end, and exit: 0, or 3 if something was "
-                "not published",
+                help="empty the inbox, finish every round, print what came to an end and what waits, and exit: 0, or 3 if "
+                "something was not published",
             ),
             arg("--log-format", choices=["auto", "json", "console"], default="auto", help="default: auto"),
         ),

@@ -67,6 +67,7 @@ def audit(context: Context, args: argparse.Namespace) -> Answer:
 
 def logs(context: Context, args: argparse.Namespace) -> Answer:
     """Shows the service's log, which the journal keeps."""
+    import json
     import shutil
     import subprocess
 
@@ -78,6 +79,10 @@ def logs(context: Context, args: argparse.Namespace) -> Answer:
     command = ["journalctl", "--unit", args.unit, "--lines", str(args.lines)]
     command += ["--follow"] if args.follow else ["--no-pager"]
     command += ["--output", "json"] if context.json else []
+    if context.json and not args.follow:
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE)
+        listed = [json.loads(line) for line in done.stdout.splitlines()]
+        return Answer(listed, code=exitcodes.OK if done.returncode == 0 else exitcodes.FAILED)
     code = subprocess.run(command, check=False).returncode
     return Answer(code=exitcodes.OK if code == 0 else exitcodes.FAILED, silent=True)
 
@@ -132,10 +137,10 @@ COMMANDS: Final = (
     Command(
         "logs",
         "Show the service's log, which the journal keeps",
-        ("alignd logs", "alignd logs -f"),
+        ("alignd logs", "alignd logs -f", "alignd --json logs | jq '.[].MESSAGE'"),
         logs,
         (
-            arg("-f", "--follow", action="store_true", help="keep showing what comes"),
+            arg("-f", "--follow", action="store_true", help="keep showing what comes; with --json one object a line"),
             arg("--lines", type=int, default=50, metavar="N", help="the N newest lines (default: 50)"),
             arg("--unit", default="alignd", metavar="UNIT", help="the systemd unit (default: alignd)"),
         ),

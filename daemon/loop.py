@@ -116,6 +116,12 @@ class Loop:
         waits_for_person = bool(self.rounds.held_back) and self.rounds.next_retry() is None
         return self.rounds.next_work() is None or waits_for_person
 
+    @property
+    def held_back(self) -> tuple[str, ...]:
+        """Why what is queued does not go on; empty when nothing waits for a person."""
+        stalls = (self.shop.notes[part] for part in sorted(self.shop.stalled))
+        return (*self.rounds.held_back, *stalls)
+
     def is_troubled(self) -> bool:
         """Something was quarantined, rejected or held back."""
         inbox = self.claims.inbox

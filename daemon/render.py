@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from daemon.terminal import (
+    GAP,
     NOTHING,
     Colour,
     Style,
@@ -18,6 +19,7 @@ from daemon.terminal import (
     size,
     table,
     when,
+    width,
     wrapped,
 )
 
@@ -33,6 +35,8 @@ _STATE_COLOURS: Final[dict[str, Colour]] = {
     "reverted": "warn",
     "awaiting_approval": "warn",
     "running": "bold",
+    "interrupted": "warn",
+    "duplicate": "warn",
 }
 AXES: Final = (("harm_rate", "HARM"), ("over_refusal_rate", "OVER-REF"), ("utility", "UTILITY"))
 WIDE_COLUMNS: Final = 100
@@ -133,11 +137,14 @@ def _queue(queue: Sequence[View]) -> str:
 
 
 def round_text(view: View | None, style: Style) -> str:
-    """What the running round is at, in one line."""
+    """What the running round is at, or was when its service went, in one line."""
     if view is None:
         return NOTHING
     what = view["batch_name"] or (f"revert of {view['target']}" if view["target"] else "")
-    parts = [f"{view['id']}  {cut(printable(what), 20)}", view["step"] or "starting"]
+    step = view["step"] or ("" if view["interrupted"] else "starting")
+    if view["interrupted"]:
+        step = f"interrupted after {step}" if step else "interrupted"
+    parts = [f"{view['id']}  {cut(printable(what), 20)}", step]
     if view["fraction"] is not None:
         parts.append(f"{bar(view['fraction'], 10)} {view['fraction'] * 100:.0f}%")
     if view["eta_s"] is not None:
@@ -165,17 +172,27 @@ def batches_lines(batches: Sequence[View], style: Style) -> list[str]:
 
 
 def endings_lines(endings: Sequence[View], style: Style) -> list[str]:
-    """One line for each batch or drop that came to an end; none where there is none."""
-    rows = [
-        [
-            NOTHING if view["id"].startswith("drop-") else short(view["id"]),
-            printable(view["name"]),
-            state_text(view["state"], style),
-            printable(view["reason"] or ", ".join(view["versions"])),
-        ]
-        for view in endings
-    ]
-    return table(["BATCH", "NAME", "STATE", "NOTE"], rows, style, flexible="NOTE,NAME") if rows else []
+    """One line for each batch or drop, its note below it where that is too long; none where there is none."""
+    if not endings:
+        return []
+    notes = [_ending_note(view) for view in endings]
+    cells = [[_ending_id(view), printable(view["name"]), state_text(view["state"], style)] for view in endings]
+    headers = ["BATCH", "NAME", "STATE", "NOTE"]
+    room = style.columns - max(map(width, table(headers[:3], cells, style))) - len(GAP)
+    fitting = [note if width(note) <= room else "" for note in notes]
+    rows = [[*row, note] for row, note in zip(cells, fitting, strict=True)]
+    title, *lines = table(headers, rows, style, flexible="NOTE,NAME")
+    below = [[] if fits else wrapped(f"    {note}", style, indent=4) for note, fits in zip(notes, fitting, strict=True)]
+    return [title, *(text for line, more in zip(lines, below, strict=True) for text in (line, *more))]
+
+
+def _ending_id(view: View) -> str:
+    return NOTHING if view["id"].startswith("drop-") else short(view["id"])
+
+
+def _ending_note(view: View) -> str:
+    waits = "waits: " if view["state"] in ("queued", "interrupted") else ""
+    return printable(waits + (view["reason"] or ", ".join(view["versions"])))
 
 
 def quarantine_lines(entries: Sequence[View], style: Style) -> list[str]:

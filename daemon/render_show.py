@@ -146,9 +146,13 @@ def _scalar(value: Any) -> str:
     return short(text) if len(text) == 64 else text
 
 
+def _run_state(view: View, style: Style) -> str:
+    return state_text("interrupted" if view.get("interrupted") else view["state"], style)
+
+
 def round_lines(view: View, style: Style) -> list[str]:
     """Everything a person asks about one round."""
-    head = [f"{style.paint(view['id'], 'bold')}  {state_text(view['state'], style)}  {view['kind']}"]
+    head = [f"{style.paint(view['id'], 'bold')}  {_run_state(view, style)}  {view['kind']}"]
     head += fields(
         [
             ("batch", f"{printable(view['batch_name'] or '')} ({short(view['batch'])})" if view["batch"] else ""),
@@ -179,7 +183,7 @@ def round_lines(view: View, style: Style) -> list[str]:
 
 def batch_lines(view: View, style: Style) -> list[str]:
     """Everything a person asks about one batch."""
-    head = [f"{style.paint(short(view['sha256']), 'bold')}  {state_text(view['state'], style)}"]
+    head = [f"{style.paint(short(view['sha256']), 'bold')}  {_run_state(view, style)}"]
     head += fields(
         [
             ("name", printable(view["name"])),

@@ -76,6 +76,8 @@ class Service:
         self._wakeup = Wakeup()
         self._stop_signal: int | None = None
         self._is_reload_due = False
+        self.held_back: tuple[str, ...] = ()
+        """Why what was still queued at the end did not go on."""
 
     def run(self) -> int:
         """Serves until it is told to stop, or the inbox is drained; an exit code of `daemon.exitcodes`.
@@ -138,6 +140,7 @@ class Service:
         try:
             loop.start()
             self._run_loop(loop)
+            self.held_back = loop.held_back
             return self._exit_code(loop)
         finally:
             loop.stop()

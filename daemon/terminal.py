@@ -18,7 +18,7 @@ Colour = Literal["", "good", "bad", "warn", "dim", "bold"]
 _CODES: Final[dict[str, str]] = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "bold": "1"}
 _ESCAPE: Final = re.compile(r"\x1b\[[0-9;]*m")
 DEFAULT_COLUMNS: Final = 80
-_GAP: Final = "  "
+GAP: Final = "  "
 _MIN_COLUMN: Final = 6
 _MIN_VALUE: Final = 20
 NOTHING: Final = "-"
@@ -91,7 +91,7 @@ def table(
     widths = [max([width(title), *(width(row[i]) for row in cells)]) for i, title in enumerate(headers)]
     for title in filter(None, flexible.split(",")):
         i = list(headers).index(title)
-        excess = sum(widths) + len(_GAP) * (len(widths) - 1) - style.columns
+        excess = sum(widths) + len(GAP) * (len(widths) - 1) - style.columns
         widths[i] -= max(0, min(excess, widths[i] - max(width(title), _MIN_COLUMN)))
     aligned = [title in right.split(",") for title in headers]
     titles = [style.paint(title, "dim") for title in headers]
@@ -104,7 +104,7 @@ def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> s
         text = cut(cell, columns)
         space = " " * (columns - width(text))
         parts.append(space + text if to_right else text + space)
-    return _GAP.join(parts).rstrip()
+    return GAP.join(parts).rstrip()
 
 
 def fields(pairs: Iterable[tuple[str, str]], style: Style, *, indent: int = 0) -> list[str]:
@@ -113,10 +113,10 @@ def fields(pairs: Iterable[tuple[str, str]], style: Style, *, indent: int = 0) -
     column = max((width(name) for name, _ in shown), default=0)
     lines = []
     for name, value in shown:
-        room = style.columns - indent - column - len(_GAP)
+        room = style.columns - indent - column - len(GAP)
         parts = [value] if width(value) <= room or _ESCAPE.search(value) else _wrap(value, max(room, _MIN_VALUE))
         titles = [style.paint(name.ljust(column), "dim"), *[" " * column] * (len(parts) - 1)]
-        lines += [f"{' ' * indent}{title}{_GAP}{part}" for title, part in zip(titles, parts, strict=True)]
+        lines += [f"{' ' * indent}{title}{GAP}{part}" for title, part in zip(titles, parts, strict=True)]
     return lines
 
 

@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from daemon.steps import in_order
 from state.quarantine import Quarantined
-from state.rows import AuditRow, BatchRow, ControlRow, RoundRow, VersionRow
+from state.rows import AuditRow, BatchRow, ControlRow, DuplicateRow, RoundRow, VersionRow
 
+DUPLICATE: Final = "duplicate"
 AXES: Final = ("harm_rate", "over_refusal_rate", "utility")
 
 View = dict[str, Any]
@@ -113,6 +114,29 @@ def revert_ending_view(row: RoundRow) -> View:
         "state": row.state,
         "reason": "" if row.version is not None else row.reason,
         "versions": [] if row.version is None else [version_name(row.version)],
+    }
+
+
+def duplicate_view(row: DuplicateRow, known: BatchRow) -> View:
+    """A drop whose content was known already, as `ending_view` tells of batches."""
+    state = known.state.replace("_", " ")
+    return {
+        "id": known.sha256,
+        "name": row.name,
+        "state": DUPLICATE,
+        "reason": f"same content as {known.name} ({known.sha256[:12]}), which is {state}",
+        "versions": [],
+    }
+
+
+def waiting_view(row: BatchRow | RoundRow, reasons: Sequence[str]) -> View:
+    """A batch or revert that has not come to its end, and why, as `ending_view` tells of those that have."""
+    return {
+        "id": row.sha256 if isinstance(row, BatchRow) else row.id,
+        "name": row.name if isinstance(row, BatchRow) else f"revert {version_name(row.target)}",
+        "state": "interrupted" if row.state == "running" else row.state,
+        "reason": "; ".join(reasons),
+        "versions": [],
     }
 
 
@@ -248,6 +272,7 @@ def _running_view(standing: Standing) -> View | None:
     return {
         "id": row.id,
         "kind": row.kind,
+        "interrupted": standing.service_pid is None,
         "batch": row.batch,
         "batch_name": standing.batch_names.get(row.batch) if row.batch else None,
         "target": version_name(row.target),

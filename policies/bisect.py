@@ -52,7 +52,9 @@ def next_step(length: int, passed: Mapping[int, bool], *, is_good_given: bool) -
     if passed[newest]:
         return _unbroken("the newest version passes: nothing is broken there")
     if length == 1:
-        return _unbroken("there is only one version, and it fails: there is none to compare it with")
+        return _unbroken(
+            "the version that fails is the oldest of those searched: there is none before it to compare with"
+        )
     candidates = range(1 if is_good_given else newest)
     good = next((at for at in candidates if passed.get(at, True)), None)
     if good is None:

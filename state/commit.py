@@ -14,6 +14,8 @@ from state.errors import NotFoundError, RefusedError, StoreError
 from state.rows import RoundRow, TagRow, VersionRow
 from state.switch import Switch
 
+RESERVED_TAG = re.compile(r"current|previous|candidate|base|v[0-9]+")
+"""What a selector means something else by."""
 TAG = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,63}")
 NEEDED = ("files", "tensors", "touched", "metrics")
 
@@ -73,10 +75,13 @@ class Versions(Switch):
         """Give a version a name (`@name`); a name that is taken moves.
 
         Raises:
-            ValueError: not a name: a letter, then letters, digits, `.`, `_` or `-`, at most 64 in all.
+            ValueError: not a name: a letter, then letters, digits, `.`, `_` or `-`, at most 64 in all; or a selector.
         """
         if TAG.fullmatch(name) is None:
             raise ValueError(f"{name!r} is no tag: a letter, then letters, digits, '.', '_' or '-', at most 64 in all")
+        if RESERVED_TAG.fullmatch(name) is not None:
+            words = "any name but current, previous, candidate, base, v and a number"
+            raise ValueError(f"{name!r} is no tag: as a selector it means another version; allowed is {words}")
         with self._changing(f"tag {name}"):
             row = self.resolve(ref)
             with self._transaction("tagged", row.name, actor=actor, now=now, details={"tag": name}):

@@ -21,6 +21,11 @@ LOCK_WAIT_S = 30.0
 DISK_FULL = (ENOSPC, EDQUOT)
 RESERVE_BYTES = 1 << 20
 HELD, PAUSED = "held", "paused"
+UNNAMED = {
+    "candidate": "no version waits for approval",
+    "previous": "there is no earlier version to go back to",
+}
+"""Selectors that may name nothing, and what that means."""
 
 
 class StoreCore(Layout):
@@ -117,6 +122,8 @@ class StoreCore(Layout):
             row = self.version(row.parent) if row is not None and row.parent is not None else None
             if row is None:
                 break
+        if name in UNNAMED and self._named(name) is None:
+            raise NotFoundError(UNNAMED[name], "`alignd history` lists the versions")
         if row is None or re.fullmatch(r"[^~]*(~[0-9]{0,9})?", ref) is None:
             raise NotFoundError(f"no version is called {ref!r}", self._known_refs())
         return row

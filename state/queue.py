@@ -265,6 +265,11 @@ class Queue(Quarantine):
             raise RefusedError(f"round {row.id} is running", "wait for it, or `alignd abort`")
 
     def _check_revertible(self, target: int) -> None:
+        if target == 0:
+            raise RefusedError(
+                "v0 is the base: it has no round to take out",
+                "name a version that came of a batch; see `alignd history`",
+            )
         reverted = {row.target for row in self.ledger.rounds("queued", "running", "awaiting_approval")}
         for version in self.lineage(self.current().id)[1:]:
             round_ = self.ledger.round(version.round or "")
@@ -277,6 +282,6 @@ class Queue(Quarantine):
             )
         if self.version(target).batch is None:
             raise RefusedError(
-                f"v{target} has no round to take out: it is the base, or it took one out itself",
+                f"v{target} has no round to take out: it took one out itself",
                 "`alignd retry BATCH` trains a batch that was taken out again",
             )

@@ -140,6 +140,9 @@ class Switch(Quarantine):
     def _rollback_target(self, ref: str | None) -> VersionRow:
         current = self.current()
         target = self.previous() if ref is None else self.resolve(ref)
+        if ref is not None and target is not None and target.id == current.id > 0:
+            hint = "name an earlier version; `alignd history` lists all"
+            raise RefusedError(f"{current.name} is in service already", hint)
         if target is None or target.id == current.id:
             raise RefusedError(f"there is nothing before {current.name} to go back to", "`alignd history` lists all")
         if target.blocked or not self.ledger.was_current(target.id):

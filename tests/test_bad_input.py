@@ -318,16 +318,51 @@ def test_the_same_batch_in_a_later_run_changes_nothing(desk: Desk) -> None:
     assert len(desk.worker.starts("round")) == 1 and len(desk.batches()) == 1
 
 
-def test_once_prints_what_came_to_an_end_in_it_and_nothing_else(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+Once = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def once(desk: Desk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Once:
+    """`alignd run --once` with some flags: its exit code and what it prints."""
     monkeypatch.setattr("daemon.child.worker_argv", lambda home, kind, name, **_: desk.argv(kind, name))
     (desk.home / "service.toml").write_text("[inbox]\nsettle_s = 0.05\n")
 
-    def once(*flags: str) -> tuple[int, str]:
+    def run(*flags: str) -> tuple[int, str]:
         code = cli.main(["-c", str(desk.home), *flags, "run", "--once", "--log-format", "json"])
         return code, capsys.readouterr().out
 
+    return run
+
+
+def test_once_prints_what_waits_and_why(desk: Desk, once: Once) -> None:
+    write_probes(desk.home / "probes" / "utility.jsonl", 9)
+    drop(desk.home, "b0.jsonl", lines(rows()).decode())
+    code, out = once("--json")
+    [waiting] = json.loads(out)
+    assert (code, waiting["name"], waiting["state"]) == (exitcodes.DEGRADED, "b0.jsonl", "queued")
+    assert "probes cannot be used" in waiting["reason"] and "utility.jsonl: " in waiting["reason"]
+    code, out = once()
+    assert (code, "nothing came" in out) == (exitcodes.DEGRADED, False)
+    assert re.search(r"b0\.jsonl +queued$", out, re.M)
+    assert f"waits: {waiting['reason']}" == " ".join(out.split("queued")[1].split())
+
+
+def test_once_prints_a_duplicate_and_what_it_is_one_of(desk: Desk, once: Once) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        drop(desk.home, name, lines(rows()).decode())
+        code, out = once("--json")
+    [told] = json.loads(out)
+    known = desk.batches()["a.jsonl"].sha256
+    assert (code, told["id"], told["name"], told["state"]) == (exitcodes.OK, known, "b.jsonl", "duplicate")
+    assert told["reason"] == f"same content as a.jsonl ({known[:12]}), which is published"
+    with Store.open(desk.home) as store:
+        store.rollback(reason="worse", actor="test", now=NOW)
+        store.resume(actor="test", now=NOW)
+        store.retry(known, actor="test", now=NOW)
+    assert [view["name"] for view in json.loads(once("--json")[1])] == ["a.jsonl"]
+
+
+def test_once_prints_what_came_to_an_end_in_it_and_nothing_else(desk: Desk, once: Once) -> None:
     drop(desk.home, "good.jsonl", lines(rows()).decode())
     drop(desk.home, "bad.jsonl", "")
     (desk.home / "inbox" / "link").symlink_to("/etc/hostname")

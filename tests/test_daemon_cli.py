@@ -94,6 +94,19 @@ def test_help_has_purpose_and_examples_that_parse(command: Command, capsys: pyte
         assert cli.build_parser().parse_args(flat[1:]).command is command
 
 
+@pytest.mark.parametrize("group", cli.GROUP_PURPOSES)
+def test_the_help_of_a_group_has_the_examples_of_its_commands(group: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([group, "--help"]) == 0
+    text = capsys.readouterr().out
+    examples = [example for command in cli.COMMANDS if command.name.split()[0] == group for example in command.examples]
+    assert examples and all(f"  {example}\n" in text for example in examples)
+
+
+def test_the_help_of_rollback_says_what_previous_means(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["rollback", "--help"]) == 0
+    assert "after a promote that may be a later one" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_main_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out

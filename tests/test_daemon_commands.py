@@ -190,6 +190,22 @@ def test_status_shows_the_running_round_and_its_progress(alignd: Alignd, store: 
     assert any("interrupted" in problem for problem in interrupted["problems"])
 
 
+def test_a_round_without_its_service_is_shown_as_interrupted(alignd: Alignd, store: Store) -> None:
+    round_id = begin(store, 1)
+    start = f"{round_id}  batch1.jsonl  "
+    with lock.hold(store.service_lock, "alignd run"):
+        assert f"{start}starting" in alignd.text("status")
+        assert alignd.text("show", round_id).startswith(f"{round_id}  running")
+        assert "  running\n" in alignd.text("show", "batch1.jsonl")
+    assert f"{start}interrupted\n" in alignd.text("status", code=exitcodes.DEGRADED)
+    store.finish_step(round_id, "parse", {})
+    assert f"{start}interrupted after parse\n" in alignd.text("status", code=exitcodes.DEGRADED)
+    assert alignd.text("show", round_id).startswith(f"{round_id}  interrupted")
+    assert "  interrupted\n" in alignd.text("show", "batch1.jsonl")
+    view = alignd.json("show", round_id)
+    assert (view["state"], view["interrupted"]) == ("running", True)
+
+
 def test_status_is_degraded_when_current_is_not_what_the_ledger_says(alignd: Alignd, two: Store) -> None:
     two.current_link.unlink()
     two.current_link.symlink_to("v0")
@@ -257,7 +273,7 @@ def test_show_tells_a_version_a_round_and_a_batch_apart(alignd: Alignd, two: Sto
 def test_show_of_nothing_known_is_4_and_names_what_is(alignd: Alignd) -> None:
     code, out, err = alignd("show", "nonsense")
     assert (code, out) == (exitcodes.NOT_FOUND, "")
-    assert "known: current" in err
+    assert "known: current" in err and "rounds are called like" in err and "`alignd batches`" in err
 
 
 def naive_values(folder: Path) -> Any:
@@ -305,6 +321,17 @@ def test_batches_lists_what_came_of_each(alignd: Alignd, two: Store) -> None:
     assert "batch2.jsonl" in alignd.text("batches")
 
 
+@pytest.mark.parametrize("entries", [[], [{"MESSAGE": "zorp"}, {"MESSAGE": "glim"}]])
+def test_logs_in_json_are_one_document(
+    alignd: Alignd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: list[dict[str, str]]
+) -> None:
+    journal = tmp_path / "journalctl"
+    journal.write_text("#!/bin/sh\n" + "".join(f"echo '{json.dumps(entry)}'\n" for entry in entries))
+    journal.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert alignd.json("logs") == entries
+
+
 # deciding
 
 
@@ -318,6 +345,30 @@ def test_rollback_prints_before_and_after_and_holds(alignd: Alignd, two: Store) 
 
 def test_rollback_with_nothing_before_is_refused(alignd: Alignd) -> None:
     assert alignd("rollback")[0] == exitcodes.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["rollback", "v2"], exitcodes.REFUSED, "v2 is in service already; name an earlier version"),
+        (["rollback", "current"], exitcodes.REFUSED, "v2 is in service already; name an earlier version"),
+        (["revert", "v0"], exitcodes.REFUSED, "v0 is the base: it has no round to take out"),
+        (["approve"], exitcodes.NOT_FOUND, "no version waits for approval"),
+        (["reject", "candidate"], exitcodes.NOT_FOUND, "no version waits for approval"),
+        (["show", "candidate"], exitcodes.NOT_FOUND, "no version waits for approval"),
+    ],
+)
+def test_a_decision_that_has_nothing_to_decide_says_why(
+    alignd: Alignd, two: Store, words: list[str], code: int, said: str
+) -> None:
+    got, _, err = alignd(*words)
+    assert (got, err.startswith(f"alignd: {said}")) == (code, True), err
+
+
+def test_what_is_before_the_base_is_nothing(alignd: Alignd) -> None:
+    assert "nothing before v0" in alignd("rollback", "v0")[2]
+    code, _, err = alignd("show", "previous")
+    assert (code, "no earlier version" in err) == (exitcodes.NOT_FOUND, True)
 
 
 def test_rollback_needs_no_torch_no_numpy_and_no_settings_and_little_time(alignd: Alignd, two: Store) -> None:
@@ -507,6 +558,14 @@ def test_pins_and_tags_show_in_history_and_select(alignd: Alignd, two: Store) ->
     assert alignd("show", "@good")[0] == exitcodes.NOT_FOUND
 
 
+@pytest.mark.parametrize("name", ["current", "@previous", "candidate", "base", "v1", "v99", "1", "v1~1", "current~1"])
+def test_a_tag_that_is_a_selector_is_refused(alignd: Alignd, two: Store, name: str) -> None:
+    code, _, err = alignd("tag", name, "v1")
+    assert (code, two.ledger.tags()) == (exitcodes.USAGE, [])
+    assert "is no tag" in err
+    assert alignd("tag", "v1-good", "v1")[0] == exitcodes.OK
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 def test_export_gives_a_complete_folder(alignd: Alignd, two: Store, tmp_path: Path, *, is_kept: bool) -> None:
     expected = content(two.model_path(2))
@@ -584,6 +643,23 @@ def test_submit_of_known_content_drops_nothing(alignd: Alignd, two: Store, tmp_p
     listed = alignd.json("submit", "--wait", str(tmp_path / "again.jsonl"))
     assert (listed[0]["known_as"], listed[0]["state"]) == ("published", "published")
     assert not list((alignd.home / "inbox").iterdir())
+
+
+@pytest.mark.parametrize("state", ["published", "rolled_back"])
+def test_submit_of_known_content_names_retry_only_where_it_is_taken(
+    alignd: Alignd, two: Store, tmp_path: Path, state: str
+) -> None:
+    if state == "rolled_back":
+        two.rollback("v0", reason="worse", **WHO)
+    (tmp_path / "again.jsonl").write_text("zorp 1\n")
+    sha256 = hashlib.sha256(b"zorp 1\n").hexdigest()
+    _, out, _ = alignd("submit", "--wait", str(tmp_path / "again.jsonl"))
+    start = f"{sha256[:12]}  again.jsonl  known already, not dropped again "
+    end = {
+        "published": "(published)",
+        "rolled_back": f"(rolled back); `alignd retry {sha256[:12]}` queues it again  worse",
+    }
+    assert out.rstrip() == start + end[state]
 
 
 def test_submit_of_content_that_was_deleted_drops_it_and_waits_for_the_new_batch(

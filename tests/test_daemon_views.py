@@ -115,6 +115,20 @@ def test_a_revert_ends_with_its_version_or_with_the_reason_why_there_is_none() -
     assert (view["reason"], view["versions"]) == ("", ["v4"])
 
 
+def test_what_waits_is_told_with_every_reason_whole() -> None:
+    revert = replace(ROUND, id="r000003", kind="revert", batch=None, target=1, state="queued")
+    reasons = ["paused (the GPU is needed until noon); `alignd resume` goes on", "v2 waits for approval"]
+    told = [views.waiting_view(row, reasons) for row in (revert, replace(BATCH, state="running"))]
+    assert [(view["state"], view["reason"]) for view in told] == [
+        ("queued", "; ".join(reasons)),
+        ("interrupted", "; ".join(reasons)),
+    ]
+    assert (told[0]["id"], told[0]["name"], told[1]["id"]) == ("r000003", "revert v1", BATCH.sha256)
+    lines = render.endings_lines(told, Style())
+    assert max(map(len, lines)) <= 80
+    assert " ".join(" ".join(lines).split()).count(f"waits: {'; '.join(reasons)}") == 2
+
+
 def test_the_queue_lists_reverts_before_batches() -> None:
     revert = replace(ROUND, id="r000003", kind="revert", batch=None, target=1, state="queued")
     view = views.status_view(standing(waiting_rounds=[revert], queued=[BATCH]))
@@ -151,7 +165,7 @@ def test_the_history_of_a_person_fits_80_columns() -> None:
 
 def test_nothing_a_person_sees_carries_control_characters() -> None:
     told = {"round": "r000002", "step": "derive", "fraction": 0.5, "eta_s": 9, "loss": 1.25}
-    busy = standing(running=ROUND, progress=told, queued=[BATCH], batch_names={"b" * 64: BATCH.name})
+    busy = standing(running=ROUND, progress=told, service_pid=7, queued=[BATCH], batch_names={"b" * 64: BATCH.name})
     lines = render.status_lines(views.status_view(busy), Style())
     lines += render.batches_lines([views.batch_view(BATCH, [1])], Style())
     lines += render_show.batch_lines(views.batch_view(BATCH, [1]), Style())

@@ -92,7 +92,7 @@ def test_a_line_where_all_were_tried_assumes_nothing() -> None:
         ([False, False], True, "said to be good fails"),
         ([False, True, False], True, "said to be good fails"),
         ([False, False], False, "never worked"),
-        ([False], False, "only one version"),
+        ([False], False, "oldest of those searched"),
     ],
 )
 def test_ends_that_agree_are_told(history: list[bool], is_good_given: bool, said: str) -> None:
