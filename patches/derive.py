@@ -165,8 +165,10 @@ def _train(
         picks = [sampler.next(count) for sampler, count in zip(samplers, counts, strict=True)]
         results = [_backward(runner, term, picked) for term, picked in zip(terms, picks, strict=True)]
         values = {term.name: value for term, (value, _) in zip(terms, results, strict=True)}
+        if not _step(optimizer, training.parameters, recipe.max_grad_norm):
+            reason = _vanished(step)
+            break
         losses.append(results[0][1])
-        _step(optimizer, training.parameters, recipe.max_grad_norm)
         training.after_step()
         schedule.step()
         progress((step + 1) / recipe.max_steps, losses[-1])
@@ -195,11 +197,20 @@ def _backward(runner: Runner, term: Term, picked: Sequence[int]) -> tuple[float,
     return total / units, nll / num_tokens
 
 
-def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], max_grad_norm: float) -> None:
+def _vanished(step: int) -> str:
+    """Why training ends without a gradient; before the first step it never had one, which is an error."""
+    if step == 0:
+        raise NothingTrainedError("the gradient is zero: the loss does not depend on the trained weights")
+    return f"no gradient is left after {step} steps"
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: Sequence[torch.Tensor], max_grad_norm: float) -> bool:
+    """Move the parameters; False, and nothing moved, where the gradient is exactly zero."""
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm))
     if not math.isfinite(norm):
         raise NonFiniteError(f"the gradient's norm is {norm}; lower learning_rate")
     if norm == 0:
-        raise NothingTrainedError("the gradient is zero: the loss does not depend on the trained weights")
+        return False
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    return True

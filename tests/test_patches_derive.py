@@ -247,6 +247,24 @@ def test_a_loss_that_no_trained_weight_can_change_is_refused(model: PreTrainedMo
         derived(model, rows)
 
 
+def test_training_ends_where_its_gradient_has_vanished_and_what_was_learnt_is_kept(
+    model: PreTrainedModel, rows: list[Encoded]
+) -> None:
+    gradients_left = iter((True, True))
+
+    def vanish(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient if next(gradients_left, False) else torch.zeros_like(gradient)
+
+    def watch(head: torch.nn.Module, inputs: object, logits: torch.Tensor) -> None:
+        if logits.requires_grad:
+            logits.register_hook(vanish)  # type: ignore[no-untyped-call]
+
+    model.get_output_embeddings().register_forward_hook(watch)  # type: ignore[no-untyped-call]
+    made = derived(model, rows, max_steps=6)
+    assert made.report.stop_reason == "no gradient is left after 2 steps" and made.report.steps == 2
+    assert any(bool(delta.any()) for delta in made.task_vector.values())
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_steps_that_change_no_weight_are_refused(
     model: PreTrainedModel, rows: list[Encoded], backend: BackendName
