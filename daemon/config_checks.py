@@ -93,7 +93,13 @@ def _search(config: Config) -> Iterator[str]:
 
 
 def _masks(config: Config) -> Iterator[str]:
-    merge, backend = config.merge, config.derive.backend
+    merge, backend, share = config.merge, config.derive.backend, config.derive.sparse_fraction
+    if merge.mask == "difference" and backend == "sparse" and min(merge.search.top_fractions, default=0.0) >= share:
+        yield (
+            f"merge.mask is 'difference' and derive.backend 'sparse': both patches change the same {share:g} of each matrix, so "
+            f"top sets of {min(merge.search.top_fractions):g} hold nearly the same entries; name "
+            f"merge.search.top_fractions below {share:g}, or set derive.backend = 'full'"
+        )
     if 1.0 not in merge.search.top_fractions:
         return
     if merge.mask == "difference":

@@ -74,6 +74,10 @@ def test_what_cannot_be_used_is_refused_by_name(values: dict[str, object], said:
         ("[derive.over_safety]\nobjective = 'npo'\n", "derive.over_safety.objective is 'npo'"),
         ("[derive.over_safety]\nobjective = 'ascent'\n", "derive.over_safety.objective is 'ascent'"),
         ("[derive.over_safety]\nrefusal_weight = 1.0\n", "derive.over_safety.refusal_weight is 1"),
+        (
+            "[merge]\nmask = 'difference'\nscore = 'tuned'\n[merge.search]\ntop_fractions = [0.3, 0.1]\n",
+            "top_fractions below 0.1",
+        ),
         ("[derive.safety]\nobjective = 'descent'\n", "derive.safety.objective is 'descent'"),
     ],
 )
@@ -94,7 +98,7 @@ def test_values_that_make_no_sense_are_refused_with_key_value_and_what_is_allowe
         "[gates.harm]\nmin = 0.0\nmax = 0.0\n",
         "[gates.drift]\nmax = 3.0\nmin_samples = 5\nclass = 'required'\n",
         "[merge.search]\nalphas = [0.0]\nbetas = [0.0]\nretention_rates = [0.1]\n",
-        "[merge]\nmask = 'difference'\n[merge.search]\ntop_fractions = [0.3]\n",
+        "[merge]\nmask = 'difference'\n[merge.search]\ntop_fractions = [0.09]\n",
         "[merge]\naccumulate = 'protect'\n",
         "[inbox]\npath = 'stores'\n",
         "[inbox]\npath = '../elsewhere/store'\n",

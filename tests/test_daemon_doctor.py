@@ -40,7 +40,7 @@ def test_a_real_round_leaves_less_in_its_scratch_folder_than_it_is_said_to_need(
 ) -> None:
     merge: dict[str, Any] = {"mask": mask}
     if mask == "difference":
-        merge |= {"score": "tuned", "search": {"top_fractions": [0.3]}}
+        merge |= {"score": "tuned", "search": {"top_fractions": [0.05]}}
     config = config_of({"derive": {"backend": backend}, "merge": merge})
     with opened(tmp_path / "home", tiny_folder, config) as home:
         round_id = home.begin(home.drop()).id
