@@ -81,12 +81,14 @@ def derive_over_safety(
     need = loosening_need(bench)
     if not need.accepted:
         return _nothing(bench, need.reasons[0])
+    weight = bench.config.derive.retain.references_weight
     taught = references(material.lookalikes)
-    rows = _trainable(bench, _to_answer(material) if taught else material.batch)
+    answered = _to_answer(material) if taught and weight > 0 else material.batch
+    rows = _trainable(bench, answered)
     batch = BatchTerm(rows, settings.objective, torch.zeros(len(rows)), settings.npo_beta)
-    lookalikes = AnswerTerm(bench.encode(taught), bench.config.derive.retain.references_weight, name="lookalikes")
+    lookalikes = AnswerTerm(bench.encode(taught), weight, name="lookalikes")
     terms: list[Term] = [teachers.retain, teachers.wrapped, teachers.standing_refusals, lookalikes]
-    if len(rows) < len(material.batch):
+    if len(answered) < len(material.batch):
         terms.append(teachers.batch_refusals)
     return _derive(bench, batch, terms, settings=settings, seed=seed, progress=progress, masks=entries)
 
@@ -97,8 +99,12 @@ def _to_answer(material: Material) -> Sequence[Pair]:
     Where lookalikes come with references, these say what is to be loosened. The rows that v0 refuses rightly would only teach
     to answer harm, which the safety patch then cannot take back for questions that no batch has.
     """
-    refused = [messages for messages, _ in material.refusals.of_batch]
-    return [pair for pair in material.batch if pair[0] not in refused] or material.batch
+    refused = {_said(messages) for messages, _ in material.refusals.of_batch}
+    return [pair for pair in material.batch if _said(pair[0]) not in refused] or material.batch
+
+
+def _said(messages: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    return tuple(turn["content"] for turn in messages)
 
 
 def loosening_need(bench: Workbench) -> Decision:

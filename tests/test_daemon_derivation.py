@@ -148,6 +148,26 @@ def test_what_v0_refuses_of_the_batch_is_held_and_not_learnt_where_references_sa
     assert _names(noted.terms[0]).get("batch_refusals", 0) == (num_refused if num_learnt < 8 else 0)
 
 
+def test_as_published_the_whole_batch_is_learnt_whatever_v0_refuses_of_it(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = _bench(tmp_path, tiny_folder, retain={"references_weight": 0.0})
+    usual, noted = _material(bench), _Noted(monkeypatch)
+    material = replace(usual, refusals=OwnRefusals([], [(usual.batch[0][0], REFUSAL)], []))
+    derive_over_safety(bench, material, _teachers(bench, material), seed=4, progress=ignore_progress)
+    assert list(noted.terms[0][0].rows) == bench.encode(usual.batch)
+    assert "batch_refusals" not in _names(noted.terms[0])
+
+
+def test_a_prompt_that_is_too_long_is_no_refusal(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual, noted = _material(bench), _Noted(monkeypatch)
+    lookalikes = [replace(row, response=None) for row in usual.lookalikes]
+    batch = [*usual.batch, (asked("zim " * 500), "take arl")]
+    material = replace(usual, batch=batch, lookalikes=lookalikes)
+    derive_over_safety(bench, material, _teachers(bench, material), seed=4, progress=ignore_progress)
+    assert len(noted.terms[0][0].rows) == 8 and "batch_refusals" not in _names(noted.terms[0])
+
+
 def test_references_of_lookalikes_are_learnt_while_loosening_and_a_lookalike_without_one_is_left_out(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
