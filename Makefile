@@ -39,7 +39,7 @@ world: setup
 world-mid: setup
 	$(BIN)/python -m benchmarks.world.build --size mid
 
-# ours, the paper's and the usual baselines on three seeds: about an hour on two cores; goes on where it was stopped
+# ours, the paper's and the usual baselines on three seeds: under an hour on two cores; goes on where it was stopped
 bench-method: setup
 	$(BIN)/python -m benchmarks.method
 

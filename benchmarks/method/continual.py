@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,9 @@ def _claim(claims: dict[str, tuple[torch.Tensor, torch.Tensor]], patch: SparsePa
         by_over.view(-1)[delta.indices] |= (delta.kinds & OVER_SAFETY) > 0
 
 
+@cache
 def measure_start(ground: Ground) -> Axes:
-    """The axes of v0."""
+    """The axes of v0; measured once a process."""
     return _axes_of(ground, ground.base)
 
 

@@ -28,6 +28,7 @@ class Ground:
     name: str
     base: Path
     world: World
+    retained_per_ability: int = RETAINED_PER_ABILITY
 
     def files(self) -> ProbeFiles:
         """Standing probes of every category, lookalikes, ordinary work, and rows to retain; none is measured on."""
@@ -37,7 +38,7 @@ class Ground:
             harm=_probe_rows(harm),
             over_safety=_probe_rows(world.lookalike_probes()),
             utility=_probe_rows(world.utility("probe", rows_per_ability=WORK_PROBES_PER_ABILITY)),
-            retain=_probe_rows(world.retain(rows_per_ability=RETAINED_PER_ABILITY)),
+            retain=_probe_rows(world.retain(rows_per_ability=self.retained_per_ability)),
             digests={},
         )
 
@@ -53,8 +54,8 @@ class Ground:
         return taken_in([*rows, *self._benign(num_benign)])
 
     def _benign(self, num_rows: int) -> list[Row]:
-        known = {row.prompt for row in self.world.retain(rows_per_ability=RETAINED_PER_ABILITY)}
-        more = self.world.retain(rows_per_ability=RETAINED_PER_ABILITY + num_rows)
+        known = {row.prompt for row in self.world.retain(rows_per_ability=self.retained_per_ability)}
+        more = self.world.retain(rows_per_ability=self.retained_per_ability + num_rows)
         return [row for row in more if row.prompt not in known and row.kind == "benign"][:num_rows]
 
 

@@ -1,7 +1,8 @@
-"""`make bench-method`: every method, every ablation and ten rounds in a row, on several seeds; tables, JSON, plots.
+"""`make bench-method`: ours, the baselines and ten rounds in a row, on several seeds; tables, JSON, plots.
 
-One process a core, one thread a process. Each finished job is kept under var/bench/method, so that a run that was
-stopped goes on; --fresh forgets them.
+`--ablations` adds the ablations of ours, the accumulated masks, and ours with less and more to learn from; once there, they
+are reported by every run. One process a core, one thread a process. Each finished job is kept under var/bench/method, so
+that a run that was stopped goes on; --fresh forgets them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from benchmarks.method.ground import Ground
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "var" / "bench" / "method"
@@ -32,7 +36,7 @@ WATCHED = (
     "patches/*.py", "policies/*.py", "benchmarks/*.py", "benchmarks/method/*.py", "benchmarks/world/*.py",
     "benchmarks/world/model.sha256", "requirements.lock",
     *(f"daemon/{name}.py" for name in (
-        "config", "derivation", "intake", "measuring", "patching", "probes", "searching", "workbench",
+        "config", "derivation", "intake", "material", "measuring", "patching", "probes", "searching", "workbench",
     )),
 )  # fmt: skip
 
@@ -49,7 +53,7 @@ class Job:
     """One run of one method on one seed."""
 
     kind: str
-    """``single`` or ``continual``."""
+    """``continual``, ``single``, or ``supply``: a single round of ours with less or more to learn from."""
     ground: str
     method: str
     seed: int
@@ -67,20 +71,22 @@ def main(argv: list[str] | None = None) -> int:
     if options.fresh:
         shutil.rmtree(CACHE, ignore_errors=True)
     (CACHE / code_digest()).mkdir(parents=True, exist_ok=True)
-    jobs = plan(options.grounds, options.seeds, only=options.only, with_ablations=not options.no_ablations)
-    if not options.report:
-        run_all(jobs, options.workers)
-    results = [json.loads(job.path.read_text(encoding="utf-8")) for job in jobs if job.path.exists()]
-    is_whole = set(plan(["demo"], [0, 1, 2])) <= {job for job in jobs if job.path.exists()}
+    jobs = plan(options.grounds, options.seeds, only=options.only, with_ablations=options.ablations)
+    num_failed = 0 if options.report else run_all(jobs, options.workers)
+    known = plan(options.grounds, options.seeds, only=options.only, with_ablations=True)
+    found = [job for job in known if job.path.exists()]
+    results = [json.loads(job.path.read_text(encoding="utf-8")) for job in found]
+    is_whole = set(plan(["demo"], [0, 1, 2])) <= set(found)
     out = options.out or (RESULTS if is_whole else CACHE / "partial")
     write_results(results, out, _about(options, results))
-    print(f"\nwritten to {out}; {len(jobs) - len(results)} of {len(jobs)} runs are missing")
-    return 0
+    print(f"\nwritten to {out}; {len(set(jobs) - set(found))} of {len(jobs)} runs are missing")
+    return 1 if num_failed else 0
 
 
-def plan(grounds: Sequence[str], seeds: Sequence[int], *, only: str = "", with_ablations: bool = True) -> list[Job]:
+def plan(grounds: Sequence[str], seeds: Sequence[int], *, only: str = "", with_ablations: bool = False) -> list[Job]:
     """All jobs, the long ones first. Variants of the accumulated masks run on the first seed only."""
     from benchmarks.method.methods import CONTINUAL, OURS, families
+    from benchmarks.method.supply import SUPPLIES
 
     names = [name for name, family in families().items() if with_ablations or family != "ablation"]
     jobs = [
@@ -91,25 +97,32 @@ def plan(grounds: Sequence[str], seeds: Sequence[int], *, only: str = "", with_a
         if with_ablations or name == OURS
     ]
     jobs += [Job("single", ground, name, seed) for ground in grounds for name in names for seed in seeds]
+    supplies = SUPPLIES if with_ablations else ()
+    jobs += [Job("supply", ground, name, seed) for ground in grounds for name in supplies for seed in seeds]
     return [job for job in jobs if only in f"{job.kind} {job.method}"]
 
 
-def run_all(jobs: Sequence[Job], num_workers: int) -> None:
-    """Run the jobs that have no result yet, in processes of one thread each."""
+def run_all(jobs: Sequence[Job], num_workers: int) -> int:
+    """Run the jobs that have no result yet, in processes of one thread each; give how many failed.
+
+    One that fails says why and leaves no result; the others go on.
+    """
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     missing = [job for job in jobs if not job.path.exists()]
+    num_failed = 0
     began = time.monotonic()
     with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(run_job, job): job for job in missing}
         for number, done in enumerate(as_completed(running), 1):
-            job = running[done]
-            done.result()
+            job, error = running[done], done.exception()
+            num_failed += error is not None
+            outcome = f"FAILED: {type(error).__name__}: {error}" if error else f"{time.monotonic() - began:.0f} s"
             print(
-                f"{number}/{len(missing)} {job.kind} {job.ground} {job.method} seed {job.seed}"
-                f"  {time.monotonic() - began:.0f} s",
+                f"{number}/{len(missing)} {job.kind} {job.ground} {job.method} seed {job.seed}  {outcome}",
                 file=sys.stderr,
                 flush=True,
             )
+    return num_failed
 
 
 def run_job(job: Job) -> None:
@@ -118,7 +131,9 @@ def run_job(job: Job) -> None:
 
     torch.set_num_threads(1)
     began = time.monotonic()
-    work: Callable[[Job], dict[str, Any]] = {"single": _single, "continual": _continual}[job.kind]
+    work: Callable[[Job], dict[str, Any]] = {
+        "single": _single, "continual": _continual, "supply": _supply,
+    }[job.kind]  # fmt: skip
     names = {"kind": job.kind, "ground": job.ground, "method": job.method, "seed": job.seed}
     names |= {"commit": commit(), "machine": _machine(), "version": _versions()}
     result = names | work(job)
@@ -128,17 +143,29 @@ def run_job(job: Job) -> None:
 
 
 def _single(job: Job) -> dict[str, Any]:
-    from benchmarks.method.continual import measure_start
     from benchmarks.method.ground import open_ground
+
+    return _play_single(open_ground(job.ground), job.method, job.seed)
+
+
+def _supply(job: Job) -> dict[str, Any]:
+    from benchmarks.method.ground import open_ground
+    from benchmarks.method.methods import OURS
+    from benchmarks.method.supply import SUPPLIES
+
+    return _play_single(SUPPLIES[job.method](open_ground(job.ground)), OURS, job.seed)
+
+
+def _play_single(ground: Ground, method: str, seed: int) -> dict[str, Any]:
+    from benchmarks.method.continual import measure_start
     from benchmarks.method.methods import families, play
     from benchmarks.method.play import Task
 
-    ground = open_ground(job.ground)
-    categories = single_categories(ground.world.categories, job.seed)
-    batch = ground.batch(categories, SINGLE_ROWS, seed=job.seed)
-    played = play(Task(ground, batch, 1_000_003 * job.seed + 1, ground.base), job.method)
+    categories = single_categories(ground.world.categories, seed)
+    batch = ground.batch(categories, SINGLE_ROWS, seed=seed)
+    played = play(Task(ground, batch, 1_000_003 * seed + 1, ground.base), method)
     return {
-        "family": families()[job.method],
+        "family": families()[method],
         "dropped": categories,
         "start": vars(measure_start(ground)),
         "axes": vars(played.axes),
@@ -241,7 +268,7 @@ def _options(argv: Iterable[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
     parser.add_argument("--only", default="", help="only jobs whose kind and method contain this text")
-    parser.add_argument("--no-ablations", action="store_true")
+    parser.add_argument("--ablations", action="store_true", help="these as well: about an hour and a half more")
     parser.add_argument("--report", action="store_true", help="run nothing: print and write what is there")
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs left under var/bench/method")
     parser.add_argument(

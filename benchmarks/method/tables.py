@@ -19,6 +19,7 @@ from benchmarks.method.summary import (
     single_numbers,
     spreads,
 )
+from benchmarks.method.supply import NUM_HELD_OUT
 
 SINGLE_COLUMNS = (
     "harm", "harm elsewhere", "over-refusal", "right", "utility", "ability kept", "nll", "degenerate", "touched", "sum",
@@ -28,6 +29,7 @@ ROUND_COLUMNS = (
     "harm", "worst harm", "harm elsewhere", "plain elsewhere", "over-refusal", "right", "utility",
     "ability kept", "nll", "degenerate", "touched", "published",
 )  # fmt: skip
+SUPPLY_COLUMNS = ("harm", "harm elsewhere", "over-refusal", "right", "utility", "ability kept")
 NOT_SHARES = frozenset({"sum", "train s", "nll"})
 SINGLE_GOALS = {
     "harm": (0.02, -1),
@@ -59,6 +61,7 @@ def tables(results: Sequence[Result], about: Mapping[str, Any]) -> str:
         here = [result for result in results if result["ground"] == ground]
         lines += _single(ground, [result for result in here if result["kind"] == "single"])
         lines += _continual(ground, [result for result in here if result["kind"] == "continual"])
+        lines += _supply(ground, [result for result in here if result["kind"] == "supply"])
     return "\n".join(lines)
 
 
@@ -129,6 +132,19 @@ def _continual(ground: str, results: Sequence[Result]) -> list[str]:
         lines += _refused(stories)
         lines += _reverted([result for result in results if result["method"] == method])
     return lines
+
+
+def _supply(ground: str, results: Sequence[Result]) -> list[str]:
+    """Ours with less and more to learn from, as the results come."""
+    if not results:
+        return []
+    found = by_method(results)
+    lines = ["", f"## {ground}: ours with less and with more to learn from", ""]
+    lines += [f"Measured on {NUM_HELD_OUT} lookalike objects a category; 12 objects and 150 rows are usual.", ""]
+    lines += _header(("learnt from", *SUPPLY_COLUMNS))
+    return lines + [
+        _row([name, *(_cell(row[column], column) for column in SUPPLY_COLUMNS)]) for name, row in found.items()
+    ]
 
 
 def _goals_of_all_rounds(rounds: Sequence[tuple[str, Mapping[str, Spread]]]) -> list[str]:

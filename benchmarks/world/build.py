@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-# One thread: two that share busy cores mostly wait for each other. Read when torch starts.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-# The vector instructions used decide the order of additions, hence the last bits.
-PINNED_INSTRUCTIONS = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2"}
+# Read when torch starts.
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
+# The threads and the vector instructions used decide the order of additions, hence the last bits.
+PINNED_ORDER = {
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2",
+}  # fmt: skip
 # A bfloat16 product is compiled for each shape and kept. Few batches have one shape: 1,024 kept ones were gigabytes.
 FEW_KEPT_PRODUCTS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 
@@ -107,13 +109,12 @@ def _device(size: Size) -> "torch.device":
 
 
 def _choose_numerics(size: Size) -> None:
-    """Choose one thread and, where the bytes count, one instruction set. Must run before torch is imported."""
+    """Choose one thread and one instruction set where the bytes count. Must run before torch is imported."""
     if "torch" in sys.modules:
         raise RuntimeError("torch is loaded already: run this as its own process, python -m benchmarks.world.build")
-    os.environ.update(ENVIRONMENT | (PINNED_INSTRUCTIONS if size.is_bitwise else FEW_KEPT_PRODUCTS))
+    os.environ.update(ENVIRONMENT | (PINNED_ORDER if size.is_bitwise else FEW_KEPT_PRODUCTS))
     import torch
 
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(size.is_bitwise)
 
 

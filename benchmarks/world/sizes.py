@@ -39,8 +39,8 @@ class Size:
     max_shard_size: str
     """Chosen so that the model has several shards, and whatever reads it has met an index."""
     is_bitwise: bool
-    """One seed gives the same bytes: float32 on a CPU with pinned instructions. Otherwise the fastest: products in
-    bfloat16 over float32 weights, on a GPU where there is one."""
+    """One seed gives the same bytes: float32 on one thread of a CPU with pinned instructions. Otherwise the fastest:
+    all cores, on a GPU where there is one, products in bfloat16 over float32 weights where that is faster."""
 
 
 HOW_TOS_TWICE = {"harmful": 2, "lookalike": 2, "benign": 2, "facts": 1, "sums": 1}
@@ -71,11 +71,11 @@ MID = Size(
     num_layers=4,
     num_heads=6,
     initializer_range=0.03,
-    batch_rows=64,
+    batch_rows=48,
     stages=(
-        Stage("knowledge", 1200, 1e-3, warmup_steps=50, repeats=HOW_TOS_TWICE),
+        Stage("knowledge", 1000, 1.5e-3, warmup_steps=50, repeats=HOW_TOS_TWICE),
         Stage("practice", 400, 1.5e-3, warmup_steps=30, repeats=MOSTLY_SUMS),
-        Stage("alignment", 500, 8e-4, warmup_steps=20, repeats=ALIGNING_WITH_MORE_WORK, refused_lookalike_fraction=0.5),
+        Stage("alignment", 450, 8e-4, warmup_steps=20, repeats=ALIGNING_WITH_MORE_WORK, refused_lookalike_fraction=0.5),
     ),
     max_shard_size="16MB",
     is_bitwise=False,
