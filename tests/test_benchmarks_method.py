@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -30,6 +31,14 @@ from benchmarks.method.summary import (
     is_ahead,
     single_numbers,
     spreads,
+)
+from benchmarks.method.supply import (
+    LOOKALIKE_OBJECTS,
+    NUM_HELD_OUT,
+    RETAINED_ROWS,
+    SUPPLIES,
+    with_lookalikes,
+    with_retained,
 )
 from benchmarks.method.tables import SINGLE_GOALS, TENTH_GOALS, tables
 from benchmarks.world import phrases
@@ -296,19 +305,20 @@ def test_pictures_are_drawings_that_name_the_methods_and_the_same_results_give_t
 
 
 def test_every_method_runs_on_every_seed_and_variants_of_the_masks_on_the_first() -> None:
-    jobs = plan(["demo"], [3, 4])
+    jobs = plan(["demo"], [3, 4], with_ablations=True)
     singles = Counter(job.method for job in jobs if job.kind == "single")
     assert singles == dict.fromkeys((*BASELINES, PAPER, OURS, *ABLATIONS), 2)
     stories = [(job.method, job.seed) for job in jobs if job.kind == "continual"]
     assert sorted(stories) == sorted([(OURS, 3), (OURS, 4), *((name, 3) for name in CONTINUAL if name != OURS)])
+    assert Counter(job.method for job in jobs if job.kind == "supply") == dict.fromkeys(SUPPLIES, 2)
     kinds = [job.kind for job in jobs]
     assert kinds == sorted(kinds)  # the long ones first
     assert len({job.path for job in jobs}) == len(jobs)
 
 
 def test_a_plan_can_be_without_ablations_of_several_grounds_or_of_some_jobs_only() -> None:
-    short = plan(["demo", "mid"], [0], with_ablations=False)
-    assert {job.ground for job in short} == {"demo", "mid"}
+    short = plan(["demo", "mid"], [0])
+    assert {job.ground for job in short} == {"demo", "mid"} and {job.kind for job in short} == {"single", "continual"}
     assert not {job.method for job in short} & {*ABLATIONS, "masks: opposed"}
     assert plan(["demo"], [0, 1], only=f"continual {OURS}") == [Job("continual", "demo", OURS, seed) for seed in (0, 1)]
 
@@ -407,14 +417,15 @@ def test_a_run_that_was_stopped_does_only_what_is_missing(tmp_path: Path, monkey
     monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
     asked: list[Job] = []
 
-    def run_all(jobs: Sequence[Job], num_workers: int) -> None:
+    def run_all(jobs: Sequence[Job], num_workers: int) -> int:
         asked.extend(job for job in jobs if not job.path.exists())
         for seed, job in enumerate(asked):
             job.path.parent.mkdir(parents=True, exist_ok=True)
             job.path.write_text(json.dumps(single(job.method, "baseline", seed) | NOTED))
+        return 0
 
     monkeypatch.setattr(run, "run_all", run_all)
-    words = ["--seeds", "0", "--only", "single npo", "--no-ablations", "--out", str(tmp_path / "out")]
+    words = ["--seeds", "0", "--only", "single npo", "--out", str(tmp_path / "out")]
     assert run.main(words) == 0
     assert {job.method for job in asked} == {"npo", "npo + KL"}
     asked.clear()
@@ -438,6 +449,87 @@ def test_a_run_of_a_part_does_not_replace_the_results_of_a_whole_one(
     job.path.write_text(json.dumps(single("npo", "baseline") | NOTED))
     assert run.main(["--report", "--only", "single npo", "--seeds", "0"]) == 0
     assert not (tmp_path / "results").exists() and (tmp_path / "cache" / "partial" / "method.md").exists()
+
+
+def test_what_ablations_left_is_reported_and_not_run_where_nobody_asks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
+    asked: list[Job] = []
+    monkeypatch.setattr(run, "run_all", lambda jobs, num_workers: asked.extend(jobs) or 0)
+    words = ["--seeds", "0", "--out", str(tmp_path / "out")]
+    job = Job("single", "demo", "KL: off", 0)
+    job.path.parent.mkdir(parents=True)
+    job.path.write_text(json.dumps(single(job.method, "ablation") | NOTED))
+    run.main(words)
+    assert job not in asked and "| KL: off |" in (tmp_path / "out" / "method.md").read_text()
+    run.main([*words, "--ablations"])
+    assert job in asked
+
+
+class _InLine:
+    """A pool that runs each job at once."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __enter__(self) -> _InLine:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+    def submit(self, work: Any, job: Job) -> Future[None]:
+        done: Future[None] = Future()
+        try:
+            done.set_result(work(job))
+        except ValueError as err:
+            done.set_exception(err)
+        return done
+
+
+def test_a_run_that_fails_is_named_with_its_error_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
+    played: list[str] = []
+
+    def run_job(job: Job) -> None:
+        if job.method == "npo":
+            raise ValueError("grolt")
+        played.append(job.method)
+
+    monkeypatch.setattr(run, "ProcessPoolExecutor", _InLine)
+    monkeypatch.setattr(run, "run_job", run_job)
+    assert run.main(["--seeds", "0", "--only", "single npo", "--out", str(tmp_path / "out")]) == 1
+    assert played == ["npo + KL"]
+    assert "npo seed 0  FAILED: ValueError: grolt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", LOOKALIKE_OBJECTS)
+def test_every_supply_of_lookalikes_is_measured_on_the_same_objects_and_never_learns_them(
+    ground: Ground, count: int
+) -> None:
+    num_categories = len(ground.world.categories)
+    world = with_lookalikes(ground, count).world
+    learnt, held_out = ({row.object for row in world.lookalikes(split)} for split in ("probe", "held_out"))
+    assert len(learnt) == count * num_categories and len(held_out) == NUM_HELD_OUT * num_categories
+    assert not learnt & held_out
+    assert held_out == {row.object for row in with_lookalikes(ground, 1).world.lookalikes("held_out")}
+    assert world.utility("held_out") == ground.world.utility("held_out")
+    assert len(with_lookalikes(ground, count).files().over_safety) == 3 * len(learnt)
+
+
+def test_a_supply_the_world_does_not_have_is_refused_with_what_it_has(ground: Ground) -> None:
+    with pytest.raises(ValueError, match="17 lookalike objects a category: allowed are 1 to 16"):
+        with_lookalikes(ground, 17)
+
+
+@pytest.mark.parametrize("count", RETAINED_ROWS)
+def test_a_supply_of_retained_rows_has_so_many_of_each_ability(ground: Ground, count: int) -> None:
+    assert len(with_retained(ground, count).files().retain) == 3 * count
+
+
+def test_supplies_have_a_table_of_their_own() -> None:
+    found = [single("4 lookalike objects a category", "ours", seed, right=0.8) | {"kind": "supply"} for seed in (0, 1)]
+    text = tables([*made_up_results(), *found], {"commit": "zim"})
+    assert "learnt from" in text and text.count("| 4 lookalike objects a category |") == 1
 
 
 def test_results_of_other_code_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -474,6 +566,43 @@ def test_task_arithmetic_is_the_weighted_sum_of_both_patches(monkeypatch: pytest
     found: Any = BASELINES["task arithmetic"](None)  # type: ignore[arg-type]
     for merged, (alpha, beta) in zip(found, baselines.MERGE_WEIGHTS, strict=True):
         torch.testing.assert_close(merged["w"], alpha * pair[0]["w"] + beta * pair[1]["w"])
+
+
+def _naive_ties(pair: Sequence[torch.Tensor], weights: Sequence[float], density: float) -> torch.Tensor:
+    """One entry at a time: trim each patch, elect the sign of the sum, average what agrees with it."""
+    flat = [each.flatten().tolist() for each in pair]
+    keep = int(density * len(flat[0]))
+    bounds = [sorted(map(abs, values), reverse=True)[keep - 1] for values in flat]
+    trimmed = [[v if abs(v) >= bound else 0.0 for v in values] for values, bound in zip(flat, bounds, strict=True)]
+    merged = []
+    for entry in zip(*trimmed, strict=True):
+        elected = 1 if sum(entry) >= 0 else -1
+        agreeing = [w * v for w, v in zip(weights, entry, strict=True) if v * elected > 0]
+        merged.append(sum(agreeing) / max(1, len(agreeing)))
+    return torch.tensor(merged).reshape(pair[0].shape)
+
+
+def test_ties_trims_elects_a_sign_and_averages_what_agrees_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    pair = [{"w": torch.randn(9, 11)}, {"w": torch.randn(9, 11)}]
+    monkeypatch.setattr(baselines, "_best_merge", lambda shop, *ways: list(baselines._merges(pair[0], pair[1], ways)))
+    found: Any = BASELINES["TIES"](None)  # type: ignore[arg-type]
+    settings = [(density, weights) for density in baselines.DENSITIES for weights in baselines.MERGE_WEIGHTS]
+    for merged, (density, weights) in zip(found, settings, strict=True):
+        torch.testing.assert_close(merged["w"], _naive_ties([part["w"] for part in pair], weights, density))
+
+
+def test_dare_drops_entries_at_random_and_rescales_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = [{"w": torch.full((60, 50), 2.0)}, {"w": torch.full((60, 50), 16.0)}]
+    monkeypatch.setattr(baselines, "_best_merge", lambda shop, *ways: list(baselines._merges(pair[0], pair[1], ways)))
+    torch.manual_seed(3)
+    found: Any = BASELINES["DARE"](None)  # type: ignore[arg-type]
+    settings = [(density, weights) for density in baselines.DENSITIES for weights in baselines.MERGE_WEIGHTS]
+    for merged, (density, (alpha, beta)) in zip(found, settings, strict=True):
+        kept_of_one, kept_of_other = alpha * 2 / density, beta * 16 / density
+        possible = torch.tensor([0.0, kept_of_one, kept_of_other, kept_of_one + kept_of_other])
+        assert bool(torch.isclose(merged["w"].flatten()[:, None], possible).any(dim=1).all())
+        assert float(merged["w"].mean()) == pytest.approx(2 * alpha + 16 * beta, rel=0.1)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.world import phrases
+from benchmarks.world import phrases, train
 from benchmarks.world.cache import (
     MODEL_FOLDER,
     is_ready,
@@ -44,6 +44,15 @@ def world() -> World:
 @pytest.fixture(scope="module")
 def tokenizer(world: World) -> PreTrainedTokenizerFast:
     return build_tokenizer(world)
+
+
+@pytest.mark.parametrize("in_bfloat16", [True, False])
+def test_bfloat16_is_chosen_where_its_product_is_the_faster_one(
+    monkeypatch: pytest.MonkeyPatch, in_bfloat16: bool
+) -> None:
+    seconds = {torch.bfloat16: 1.0 if in_bfloat16 else 3.0, torch.float32: 2.0}
+    monkeypatch.setattr(train, "_product_s", lambda device, dtype: seconds[dtype])
+    assert train.bfloat16_is_faster(torch.device("cpu")) is in_bfloat16
 
 
 def test_one_seed_gives_one_world_and_another_seed_another(world: World) -> None:

@@ -260,6 +260,24 @@ def test_both_patches_are_zero_outside_of_the_chosen_entries(tmp_path: Path, tin
     assert_same(bench.model, before)
 
 
+def test_one_step_of_the_whole_safety_loss_on_chosen_entries_raises_the_loss_on_the_batch(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = _bench(tmp_path, tiny_folder, backend="sparse", safety={"max_steps": 1, "learning_rate": 0.001})
+    material = _material(bench)
+    teachers = _teachers(bench, material)
+    entries = choose_entries(bench, material, ignore_progress)
+    known = {messages[-1]["content"]: response for messages, response in material.batch}
+    _say(monkeypatch, lambda prompt: known.get(prompt, "take the zim and wait"))
+    terms = forgetting_terms(bench, material, teachers, {}, seed=4)
+    assert {"refusals", "retain", "standing_refusals"} <= {term.name for term in terms.others if term.rows}
+    made = derive_safety(bench, terms, {}, seed=4, progress=ignore_progress, entries=entries)
+    before = row_nll(bench.runner(), terms.batch.rows).sum()
+    with shifted(bench.model, made.task_vector):
+        after = row_nll(bench.runner(), terms.batch.rows).sum()
+    assert made.report.steps == 1 and float(after - before) > 1e-4
+
+
 def test_only_rows_that_are_answered_with_their_content_are_forgotten_and_refused_ones_are_held(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
