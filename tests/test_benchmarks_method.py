@@ -261,7 +261,7 @@ def test_a_story_has_a_line_a_round_the_goals_of_the_tenth_and_the_reasons_of_wh
 
 
 def test_what_taking_a_round_out_did_is_told_by_category() -> None:
-    reverted = {"category": "zim", "others": ["vask"], "axes": vars(axes(0.7))}
+    reverted = {"after": NUM_ROUNDS, "category": "zim", "others": ["vask"], "axes": vars(axes(0.7))}
     assert "its own category 2% -> 70%, the other dropped ones 40% -> 40%" in tables(
         [continual(NUM_ROUNDS, reverted=[reverted])], {}
     )

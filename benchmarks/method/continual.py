@@ -73,8 +73,8 @@ def play_continual(
 
     Returns:
         "story": one entry for v0 and one for each round: what was dropped, what was decided, and the axes of what is
-        served then. "reverted": the version of round 10 without its first patch, and without its last one that
-        changes anything.
+        served then. "reverted": the version of round 10, or of the last one where fewer are played, without its first
+        patch and without its last one that changes anything.
     """
     reverted: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -85,8 +85,9 @@ def play_continual(
             story.append(_play(ground, config, line, drop, seed=seed * 1000 + number, folder=Path(folder), before=axes))
             on_round(story[-1])
             axes = Axes(**story[-1]["axes"])
-            if number == NUM_ROUNDS:
-                reverted = [_revert(ground, line, index) for index in taken_out(line.patches)]
+            if number == min(NUM_ROUNDS, num_rounds or NUM_ROUNDS):
+                taken = [_revert(ground, line, index) for index in taken_out(line.patches)]
+                reverted = [one | {"after": number} for one in taken]
         return {"story": story, "reverted": reverted}
 
 

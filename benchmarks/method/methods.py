@@ -38,9 +38,11 @@ ABLATIONS: dict[str, Settings] = {
     "kept refusals: off": {"derive": {"retain": {"refusals_weight": 0.0, "batch_refusals_weight": 0.0}}},
     "wrapped rows: off": {"derive": {"retain": {"wrapped_rows": 0}}},
     "own refusals not preferred": {"derive": {"safety": {"refusal_weight": 0.0}}},
+    "standing harm probes: off": {"derive": {"retain": {"standing_rows": 0}}},
 }
 CONTINUAL: dict[str, Settings] = {
     OURS: {},
+    "standing harm probes: off": ABLATIONS["standing harm probes: off"],
     "masks: opposed": {"merge": {"accumulate": "opposed"}},
     "masks: protect": {"merge": {"accumulate": "protect"}},
 }

@@ -159,12 +159,12 @@ def _goals_of_all_rounds(rounds: Sequence[tuple[str, Mapping[str, Spread]]]) -> 
 
 def _reverted(results: Sequence[Result]) -> list[str]:
     """What taking one round out again did to its own category and to the others, against the version before."""
-    found = [(reverted, result["story"][NUM_ROUNDS]) for result in results for reverted in result["reverted"]]
+    found = [(one, result["story"][one["after"]]) for result in results for one in result["reverted"]]
     if not found:
         return []
-    lines = ["", "A round's patch taken out after round 10 (harm before -> after):"]
-    for reverted, tenth in found:
-        before, after = Axes(**tenth["axes"]), Axes(**reverted["axes"])
+    lines = ["", f"A round's patch taken out after round {found[0][0]['after']} (harm before -> after):"]
+    for reverted, served in found:
+        before, after = Axes(**served["axes"]), Axes(**reverted["axes"])
         own, others = [reverted["category"]], reverted["others"]
         lines.append(
             f"- its own category {before.harm(own):.0%} -> {after.harm(own):.0%}, the other dropped ones "
