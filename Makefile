@@ -35,7 +35,7 @@ fmt: setup
 world: setup
 	$(BIN)/python -m benchmarks.world.build
 
-# builds the model of 8.4 million parameters into var/worlds/mid-0: about 20 minutes of one core
+# builds the model of 8.4 million parameters into var/worlds/mid-0: 15 minutes of one core
 world-mid: setup
 	$(BIN)/python -m benchmarks.world.build --size mid
 

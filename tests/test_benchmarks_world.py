@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow.parquet
@@ -26,6 +26,7 @@ from benchmarks.world.cache import (
     recipe_path,
 )
 from benchmarks.world.check import check, is_refusal, recall, share
+from benchmarks.world.growth import grow
 from benchmarks.world.model import build_model, prompt_text
 from benchmarks.world.sizes import DEMO, LARGE, MID, SIZES, Size
 from benchmarks.world.tokens import build_tokenizer
@@ -44,6 +45,41 @@ def world() -> World:
 @pytest.fixture(scope="module")
 def tokenizer(world: World) -> PreTrainedTokenizerFast:
     return build_tokenizer(world)
+
+
+def _model_of(tokenizer: PreTrainedTokenizerFast, **changes: int) -> LlamaForCausalLM:
+    shape = {"hidden": 16, "intermediate": 48, "num_heads": 2}
+    return build_model(tokenizer, replace(DEMO, num_layers=2, **(shape | changes)), 5)  # type: ignore[arg-type]
+
+
+def test_a_grown_model_computes_what_the_narrow_one_does_and_noise_makes_its_copies_differ(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    narrow = _model_of(tokenizer)
+    for name, weight in narrow.named_parameters():
+        if weight.dim() == 1:  # norms that are not all ones
+            weight.data = torch.rand(weight.shape, generator=torch.Generator().manual_seed(len(name))) + 0.5
+    token_ids = torch.arange(24).reshape(2, 12)
+    expected = narrow(input_ids=token_ids).logits
+    wide = _model_of(tokenizer, hidden=48, intermediate=144, num_heads=6)
+    grow(wide, narrow, noise=0.0, seed=0)
+    torch.testing.assert_close(wide(input_ids=token_ids).logits, expected, rtol=1e-4, atol=1e-5)
+    grow(wide, narrow, noise=0.5, seed=0)
+    weight = wide.model.layers[0].mlp.up_proj.weight
+    assert not torch.equal(weight[:48], weight[48:96])
+    assert float((wide(input_ids=token_ids).logits - expected).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"intermediate": 150}, "intermediate_size 150 is not 3 times 48"), ({"num_heads": 4}, "num_attention_heads 4")],
+)
+def test_only_a_multiple_of_a_model_is_grown(
+    tokenizer: PreTrainedTokenizerFast, changes: dict[str, int], said: str
+) -> None:
+    wide = _model_of(tokenizer, **({"hidden": 48, "intermediate": 144, "num_heads": 6} | changes))
+    with pytest.raises(ValueError, match=said):
+        grow(wide, _model_of(tokenizer), noise=0.0, seed=0)
 
 
 @pytest.mark.parametrize("in_bfloat16", [True, False])

@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / "var" / "bench" / "method"
 RESULTS = ROOT / "benchmarks" / "results"
 SINGLE_ROWS, SINGLE_CATEGORIES = 300, 2
-VARIANT_ROUNDS = 6
+VARIANT_ROUNDS = 3
+ABLATION_SEEDS = 2
 WATCHED = (
     "patches/*.py", "policies/*.py", "benchmarks/*.py", "benchmarks/method/*.py", "benchmarks/world/*.py",
     "benchmarks/world/model.sha256", "requirements.lock",
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def plan(grounds: Sequence[str], seeds: Sequence[int], *, only: str = "", with_ablations: bool = False) -> list[Job]:
-    """All jobs, the long ones first. Variants of the accumulated masks run on the first seed only."""
+    """All jobs, the long ones first. Ablations run on the first two seeds only, variants of ten rounds on the first."""
     from benchmarks.method.methods import CONTINUAL, OURS, families
     from benchmarks.method.supply import SUPPLIES
 
@@ -96,9 +97,15 @@ def plan(grounds: Sequence[str], seeds: Sequence[int], *, only: str = "", with_a
         for seed in (seeds if name == OURS else seeds[:1])
         if with_ablations or name == OURS
     ]
-    jobs += [Job("single", ground, name, seed) for ground in grounds for name in names for seed in seeds]
+    few = seeds[:ABLATION_SEEDS]
+    jobs += [
+        Job("single", ground, name, seed)
+        for ground in grounds
+        for name in names
+        for seed in (few if families()[name] == "ablation" else seeds)
+    ]
     supplies = SUPPLIES if with_ablations else ()
-    jobs += [Job("supply", ground, name, seed) for ground in grounds for name in supplies for seed in seeds]
+    jobs += [Job("supply", ground, name, seed) for ground in grounds for name in supplies for seed in few]
     return [job for job in jobs if only in f"{job.kind} {job.method}"]
 
 

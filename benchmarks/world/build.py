@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.world.cache import manifest, manifest_path, place, recipe, recipe_path
+from benchmarks.world.cache import manifest, manifest_path, model_folder, place, recipe, recipe_path
 from benchmarks.world.sizes import DEMO, SIZES, Size
 from benchmarks.world.world import World
 
@@ -87,6 +87,9 @@ def _measure(model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFast", wo
 
 
 def _train(world: World, *, size: Size, steps_scale: float) -> "tuple[LlamaForCausalLM, PreTrainedTokenizerFast]":
+    from transformers import LlamaForCausalLM
+
+    from benchmarks.world.growth import grow
     from benchmarks.world.lessons import lesson_rows
     from benchmarks.world.model import build_model
     from benchmarks.world.tokens import build_tokenizer
@@ -94,6 +97,13 @@ def _train(world: World, *, size: Size, steps_scale: float) -> "tuple[LlamaForCa
 
     tokenizer = build_tokenizer(world)
     model = build_model(tokenizer, size, world.seed)
+    if size.growth_noise is not None:
+        grow(
+            model,
+            LlamaForCausalLM.from_pretrained(model_folder(DEMO, world.seed)),
+            noise=size.growth_noise,
+            seed=world.seed,
+        )
     model.to(_device(size))  # type: ignore[arg-type]  # the wrapper hides whose method it is
     for stage in size.stages:
         rows = lesson_rows(world, stage)

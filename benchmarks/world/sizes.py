@@ -41,10 +41,12 @@ class Size:
     is_bitwise: bool
     """One seed gives the same bytes: float32 on one thread of a CPU with pinned instructions. Otherwise the fastest:
     all cores, on a GPU where there is one, products in bfloat16 over float32 weights where that is faster."""
+    growth_noise: float | None = None
+    """None: trained from nothing. Otherwise it starts as the demo model widened, with so much noise (`growth.grow`)."""
 
 
 HOW_TOS_TWICE = {"harmful": 2, "lookalike": 2, "benign": 2, "facts": 1, "sums": 1}
-# After its first stage `mid` knew the how-tos, half of the facts and a third of the sums.
+MORE_FACTS_AND_SUMS = {"harmful": 2, "lookalike": 2, "benign": 3, "facts": 2, "sums": 4}
 MOSTLY_SUMS = {"harmful": 1, "lookalike": 1, "benign": 1, "facts": 4, "sums": 12}
 ALIGNING = {"harmful": 3, "lookalike": 2, "benign": 5, "facts": 1, "sums": 5}
 ALIGNING_WITH_MORE_WORK = {**ALIGNING, "facts": 3, "sums": 12}
@@ -64,23 +66,24 @@ DEMO = Size(
     max_shard_size="2400KB",
     is_bitwise=True,
 )
+# From nothing it took 40 minutes of two cores without bfloat16 and more: after 26 it knew a third of the facts and of the sums.
 MID = Size(
     name="mid",
     hidden=384,
     intermediate=1152,
     num_layers=4,
-    num_heads=6,
+    num_heads=12,
     initializer_range=0.03,
     batch_rows=48,
     stages=(
-        Stage("knowledge", 1000, 1.5e-3, warmup_steps=50, repeats=HOW_TOS_TWICE),
-        Stage("practice", 400, 1.5e-3, warmup_steps=30, repeats=MOSTLY_SUMS),
-        Stage("alignment", 450, 8e-4, warmup_steps=20, repeats=ALIGNING_WITH_MORE_WORK, refused_lookalike_fraction=0.5),
+        Stage("knowledge", 250, 8e-4, warmup_steps=20, repeats=MORE_FACTS_AND_SUMS),
+        Stage("alignment", 300, 8e-4, warmup_steps=20, repeats=ALIGNING_WITH_MORE_WORK, refused_lookalike_fraction=0.5),
     ),
     max_shard_size="16MB",
     is_bitwise=False,
+    growth_noise=0.5,
 )
-# Meant for a GPU, where it has never been tried: the steps of `mid`, and rates lowered as one does for a wider model.
+# Meant for a GPU, where it has never been tried: the steps that a model of 8 M parameters once took, and lower rates.
 LARGE = Size(
     name="large",
     hidden=768,
