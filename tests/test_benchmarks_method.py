@@ -457,7 +457,12 @@ def test_what_ablations_left_is_reported_and_not_run_where_nobody_asks_for_them(
 ) -> None:
     monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
     asked: list[Job] = []
-    monkeypatch.setattr(run, "run_all", lambda jobs, num_workers: asked.extend(jobs) or 0)
+
+    def ask(jobs: list[Job], num_workers: int) -> int:
+        asked.extend(jobs)
+        return 0
+
+    monkeypatch.setattr(run, "run_all", ask)
     words = ["--seeds", "0", "--out", str(tmp_path / "out")]
     job = Job("single", "demo", "KL: off", 0)
     job.path.parent.mkdir(parents=True)
