@@ -176,11 +176,13 @@ class Patching:
             seed=self.seed,
         )
 
-    def describe_masks(self, patches: Patches) -> dict[str, Any]:
-        """Set sizes and overlap at the search's starting point, a matrix at a time; raises when a set is too small."""
-        search = self.bench.config.merge.search
-        top = search.top_fractions[0]
-        safety, over_safety = masks(patches, Setting(1.0, top, top, search.alphas[0], search.betas[0]))
+    def describe_masks(self, patches: Patches, setting: Setting) -> dict[str, Any]:
+        """Size of both sets of a merge, and the overlap of the top sets that they come from, as shares of each matrix.
+
+        Raises:
+            EmptyDifferenceSetError: a set is under the configured floor.
+        """
+        safety, over_safety = masks(patches, setting)
         floor = self.bench.config.merge.min_set_fraction
         for kind, found, patch in (
             ("safety", safety, patches.safety),
@@ -188,10 +190,8 @@ class Patching:
         ):
             if any(bool(delta.any()) for delta in patch.values()):  # a patch that was not needed has nothing to fill
                 require_filled(found, floor, kind)
-        tops = (patches.safety_scores, patches.over_safety_scores)
-        shared = {} if patches.joint else overlap(top_masks(tops[0], top), top_masks(tops[1], top))
+        shared = {} if patches.joint else _top_overlap(patches, setting)
         return {
-            "top_fraction": top,
             "safety_sizes": _rounded(sizes(safety)),
             "over_safety_sizes": _rounded(sizes(over_safety)),
             "overlap": _rounded(shared),
@@ -205,6 +205,11 @@ class Patching:
     def _keep(self, made: Derivation, name: str) -> dict[str, Any]:
         _save({key: delta.contiguous() for key, delta in made.task_vector.items()}, self.scratch / name)
         return made.report.to_dict()
+
+
+def _top_overlap(patches: Patches, setting: Setting) -> dict[str, float]:
+    safety = top_masks(patches.safety_scores, setting.safety_fraction)
+    return overlap(safety, top_masks(patches.over_safety_scores, setting.over_safety_fraction))
 
 
 def _save_both(safety: TaskVector, over_safety: TaskVector, path: Path) -> None:

@@ -89,11 +89,12 @@ def _batch(round_: Round) -> Outcome:
     round_.done("safety", lambda: work.derive_safety(round_.progress("safety")))
     round_.done("score", lambda: work.score(round_.progress("score")))
     patches = work.patches(claimed)
-    round_.done("mask", lambda: work.describe_masks(patches))
     search = round_.done(
         "search", lambda: search_merge(bench, patches, work.development_sets(), round_.progress("search"))
     )
-    merged = merged_patch(patches, Setting(**search["winner"]["point"]))
+    winner = Setting(**search["winner"]["point"])
+    round_.done("mask", lambda: work.describe_masks(patches, winner))
+    merged = merged_patch(patches, winner)
     merge = round_.done("merge", lambda: _merge(round_, merged))
     return _judge(round_, bench, batches, merge, lineage=lineage.then(merge["patch"], row.batch))
 

@@ -30,7 +30,6 @@ POINT = {"alpha": 1.0, "beta": 0.8, "safety_fraction": 0.3, "over_safety_fractio
 STEPS: dict[str, Any] = {
     "gate": {"accepted": True, "reasons": ["every gate passed"]},
     "mask": {
-        "top_fraction": 0.3,
         "safety_sizes": {f"m.layers.{at}.q.weight": 0.1 * at for at in range(1, 4)},
         "over_safety_sizes": {"m.layers.1.q.weight": 0.2},
         "overlap": {},

@@ -92,9 +92,10 @@ def _make_patch(bench: Workbench, task: Task, scratch: Path) -> tuple[SparsePatc
         "score": work.score(_quiet),
     }
     patches = work.patches(claimed)
-    steps["mask"] = work.describe_masks(patches)
     steps["search"] = search_merge(bench, patches, work.development_sets(), _quiet)
-    return merged_patch(patches, Setting(**steps["search"]["winner"]["point"])), steps
+    winner = Setting(**steps["search"]["winner"]["point"])
+    steps["mask"] = work.describe_masks(patches, winner)
+    return merged_patch(patches, winner), steps
 
 
 def _judge(bench: Workbench, patch: SparsePatch, batches: Mapping[str, TakenIn], files: ProbeFiles) -> Decision:
