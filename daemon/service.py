@@ -33,6 +33,8 @@ from state.store import Store
 
 _COALESCE_S: Final = 0.02
 _START_S: Final = 3600.0
+# a child that a killed service had just forked holds its lock until it runs its own program
+_LOCK_WAIT_S: Final = 2.0
 
 _log = structlog.get_logger()
 
@@ -121,7 +123,8 @@ class Service:
         self._notify.extend(_START_S)
         if not Layout(self._home).ledger_path.exists():
             self._create()
-        with hold(Layout(self._home).service_lock, "alignd run"), Store.open(self._home) as store:
+        lock = Layout(self._home).service_lock
+        with hold(lock, "alignd run", _LOCK_WAIT_S), Store.open(self._home) as store:
             return self._serve(store)
 
     def _create(self) -> None:

@@ -1,6 +1,7 @@
 """The supervisor's loop, with real files and workers that only pretend."""
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import pytest
 from daemon import exitcodes
 from daemon.config import Config, ConfigError
 from daemon.service import Service
-from state import durable
+from state import durable, lock
 from state.filesystem import use
 from state.layout import PROGRESS_FILE
 from state.rows import BatchRow, RoundRow
@@ -561,6 +562,17 @@ def test_a_second_service_on_the_same_home_is_refused(home: Path, worker: FakeWo
     with _forever(home, worker):
         wait_until(lambda: bool(_shown(home)))
         assert _once(home, worker) == exitcodes.LOCKED
+
+
+def test_a_service_waits_for_a_lock_that_the_child_of_a_killed_one_still_holds(home: Path, worker: FakeWorker) -> None:
+    drop(home, "a.jsonl")
+    with (home / "store" / "service.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        child = subprocess.Popen(["sleep", "0.5"], pass_fds=[held.fileno()])
+    with child:
+        assert lock.holder(home / "store" / "service.lock") is not None
+        assert _once(home, worker) == exitcodes.OK
+    assert [row.state for row in _batches(home)] == ["published"]
 
 
 def test_a_home_without_a_store_gets_one_from_the_base(tmp_path: Path) -> None:
