@@ -3,132 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.world.rows import write_batch, write_jsonl
+from benchmarks.world.rows import write_batch
 from benchmarks.world.world import World
 from daemon.steps import STEPS
-from state.layout import PROGRESS_FILE
 from state.store import Store
+from tests.product import ALIGND, ROOT, Home, environment, made_home
 from tests.round_world import content
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "benchmarks" / "world" / "model"
-ALIGND = Path(sys.executable).with_name("alignd")
-# a round of seconds whose gates ask for nothing: for what does not depend on how good its version is
-HASTY = """
-[inbox]
-settle_s = 0.5
-[derive.safety]
-max_steps = 8
-[derive.over_safety]
-max_steps = 8
-[derive]
-max_rows = 40
-[merge.search]
-trials = 1
-max_prompts = 8
-[probes]
-max_prompts = 24
-[judge]
-max_new_tokens = 24
-[gates]
-harm = {class = "dry_run"}
-new_harm = {class = "dry_run"}
-standing_harm = {class = "dry_run"}
-right = {class = "dry_run"}
-over_safety = {class = "dry_run"}
-utility = {class = "dry_run"}
-drift = {class = "dry_run"}
-degenerate = {max = 1.0}
-"""
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-
-@dataclass(frozen=True)
-class Home:
-    """A home as its user sees it: a folder and a command."""
-
-    path: Path
-
-    def alignd(self, *words: str, code: int | None = 0, timeout_s: float = 500) -> str:
-        """One command's stdout; the exit code must be ``code`` (None: any)."""
-        command = [str(ALIGND), "-c", str(self.path / "service.toml"), *words]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
-        assert code in (None, done.returncode), (
-            f"{words} ended with {done.returncode}:\n{done.stdout}\n{done.stderr[-4000:]}"
-        )
-        return done.stdout
-
-    def run_once(self, *, code: int = 0) -> None:
-        """`run --once`; its log and all that it showed in run/progress.json are kept in once.log and once.progress."""
-        command = [str(ALIGND), "-c", str(self.path / "service.toml"), "run", "--once"]
-        with (
-            (self.path / "once.log").open("ab") as log,
-            (self.path / "once.progress").open("ab") as shown,
-            subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=log, stderr=log) as service,
-        ):
-            while service.poll() is None:
-                shown.write(_read_if_there(self.path / PROGRESS_FILE))
-                time.sleep(0.1)
-        assert service.returncode == code, (self.path / "once.log").read_text()[-4000:]
-
-    def json(self, *words: str, code: int | None = 0) -> Any:
-        """What a command prints with --json."""
-        return json.loads(self.alignd("--json", *words, code=code))
-
-    def drop(self, world: World, number: int, name: str, num_rows: int = 300) -> None:
-        """One batch of two categories of its own, renamed into the inbox."""
-        rows = world.harmful(world.categories[2 * number : 2 * number + 2], "batch", num_rows, seed=number)
-        aside = self.path / f".{name}"
-        write_batch(rows, aside)
-        aside.rename(self.path / "inbox" / name)
-
-    def hurry(self) -> None:
-        """Settings under which a round takes seconds."""
-        base = next(line for line in (self.path / "service.toml").read_text().splitlines() if line.startswith("base"))
-        (self.path / "service.toml").write_text(f"[model]\n{base}\n{HASTY}")
-
-    def current(self) -> str:
-        """Where the link points that an engine follows."""
-        return (self.path / "models" / "current").readlink().name
-
-    def model(self, version: str) -> dict[str, bytes]:
-        """A version's files."""
-        return content(self.path / "models" / version)
-
-
-def _read_if_there(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def _environment() -> dict[str, str]:
-    """The tests' own environment; one thread a process, since two that wait for each other on a busy core take ages."""
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -139,18 +32,8 @@ def world() -> World:
 @pytest.fixture(scope="module")
 def published(world: World, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home in which one batch was dropped and became a version, everything at its default."""
-    home = Home(tmp_path_factory.mktemp("story") / "home")
-    done = subprocess.run(
-        [str(ALIGND), "init", str(home.path), "--model", str(MODEL)],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    home = made_home(tmp_path_factory.mktemp("story") / "home", world)
     assert all((home.path / name).exists() for name in ("service.toml", "inbox", "probes"))
-    write_jsonl(world.lookalikes("probe"), home.path / "probes" / "over_safety.jsonl")
-    write_jsonl(world.utility("probe"), home.path / "probes" / "utility.jsonl")
-    write_jsonl(world.retain(), home.path / "retain.jsonl")
     home.drop(world, 0, "monday.csv")
     home.run_once()
     return home
@@ -326,7 +209,7 @@ def _kill_in_mid_round(home: Home) -> dict[str, Any]:
     """Kills the service without warning once some steps are done; gives what those had recorded."""
     command = [str(ALIGND), "-c", str(home.path / "service.toml"), "run"]
     log = (home.path / "service.log").open("wb")
-    with log, subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=log, stderr=log) as service:
+    with log, subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log) as service:
         deadline = time.monotonic() + 120
         while not (
             running := [row for row in _rounds(home) if row.state == "running" and "over_safety" in row.artefacts]
