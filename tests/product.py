@@ -88,9 +88,10 @@ class Home:
         """What a command prints with --json."""
         return json.loads(self.alignd("--json", *words, code=code))
 
-    def drop(self, world: World, number: int, name: str, num_rows: int = 300) -> None:
-        """One batch of two categories of its own, renamed into the inbox."""
-        rows = world.harmful(world.categories[2 * number : 2 * number + 2], "batch", num_rows, seed=number)
+    def drop(self, world: World, number: int, name: str, num_rows: int = 300, *, seed: int | None = None) -> None:
+        """One batch of two categories of its own, renamed into the inbox; another seed gives other rows."""
+        categories = world.categories[2 * number : 2 * number + 2]
+        rows = world.harmful(categories, "batch", num_rows, seed=number if seed is None else seed)
         aside = self.path / f".{name}"
         write_batch(rows, aside)
         aside.rename(self.path / "inbox" / name)
