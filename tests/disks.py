@@ -41,8 +41,10 @@ def mounted(disk: Path, num_mib: int) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", f"size={num_mib}m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("mounting a tmpfs needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def fill(disk: Path) -> Path:

@@ -69,8 +69,9 @@ class Tally:
 class Machine:
     """A home whose service can be started and killed."""
 
-    def __init__(self, home: Home, world: World, *, seed: int = 0) -> None:
+    def __init__(self, home: Home, world: World, *, log: Path | None = None, seed: int = 0) -> None:
         self.home = home
+        self.log = log or home.path.parent / "service.log"
         self.manifest = Manifest()
         self.tally = Tally()
         self._world = world
@@ -82,7 +83,7 @@ class Machine:
         if self._service is not None and self._service.poll() is None:
             return
         command = [sys.executable, "-m", "daemon", "-c", str(self.home.path / "service.toml"), "run"]
-        with (self.home.path.parent / "service.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self._service = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
 
     def drop(self, num_rows: int = 60) -> None:
@@ -109,19 +110,19 @@ class Machine:
             self._service.wait()
         self.tally.kills[victim, step] += 1
 
-    def until(self, condition: Callable[[], bool], what: str) -> None:
+    def until(self, condition: Callable[[], bool], what: str, wait_s: float = WAIT_S) -> None:
         """Wait for something that a living service brings about."""
-        deadline = time.monotonic() + WAIT_S
+        deadline = time.monotonic() + wait_s
         while not condition():
             assert self._service is not None
             assert self._service.poll() is None, f"the service ended with {self._service.returncode}\n{self._log()}"
-            assert time.monotonic() < deadline, f"waited {WAIT_S:.0f} s for {what}\n{self._log()}"
+            assert time.monotonic() < deadline, f"waited {wait_s:.0f} s for {what}\n{self._log()}"
             time.sleep(0.02)
 
     def until_step(self, step: str) -> None:
         """Wait until a round is at a step or behind it, with batches enough that one gets there."""
         self.start()
-        if not self._waiting():
+        if not self.num_waiting():
             self.drop()
         at = STEPS["batch"].index(step)
         self.until(lambda: self.step() in STEPS["batch"][at:], f"step {step}")
@@ -144,7 +145,7 @@ class Machine:
     def drain(self) -> None:
         """Let every batch come to its end, stop the service, and hold what is left to the promises of a service at rest."""
         self.start()
-        self.until(lambda: not self._waiting() and not self.step(), "every batch to come to its end")
+        self.until(self._is_idle, "every batch to come to its end", WAIT_S * (1 + self.num_waiting()))
         assert self._service is not None
         self._service.terminate()
         self._service.wait(60)
@@ -155,6 +156,13 @@ class Machine:
         """Kill what runs; no check."""
         if self._service is not None and self._service.poll() is None:
             self.kill("both")
+
+    def resident_mib(self) -> int:
+        """What the supervisor has in memory; 0 when it does not run."""
+        with contextlib.suppress(FileNotFoundError, StopIteration):
+            lines = Path(f"/proc/{self._pid()}/status").read_text().splitlines()
+            return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) // 1024
+        return 0
 
     def _broken(self, store: Store) -> Iterator[str]:
         yield from (f"verify: {finding.path.name}: {finding.what}" for finding in verify(store, deep=True))
@@ -181,10 +189,14 @@ class Machine:
             versions = [row.id for row in store.ledger.versions()]
             yield from (f"drill: {finding.what}" for finding in drill(store, versions, Path(aside)))
 
-    def _waiting(self) -> bool:
+    def _is_idle(self) -> bool:
+        return not self.num_waiting() and not self.step()
+
+    def num_waiting(self) -> int:
+        """Drops that have not come to their end."""
         with Store.open(self.home.path) as store:
             states = {row.name: row.state for row in store.ledger.batches()}
-        return any(states.get(name) not in _ENDED for name in self.manifest.drops)
+        return sum(states.get(name) not in _ENDED for name in self.manifest.drops)
 
     def _shown(self) -> dict[str, object]:
         try:
@@ -197,7 +209,7 @@ class Machine:
         return self._service.pid
 
     def _log(self) -> str:
-        return (self.home.path.parent / "service.log").read_text()[-3000:]
+        return self.log.read_text()[-3000:]
 
 
 _ENDED: Final = ("published", "rejected", "quarantined", "rolled_back", "reverted")
