@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH :=
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check fmt world world-mid bench-method clean
+.PHONY: setup demo test check fmt torture soak world world-mid bench-method clean
 
 setup: .venv/.ready
 
@@ -30,6 +30,15 @@ check: setup
 fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# what CI does in a short form, for an hour or two: power lost at every call, 300 kills of the real service
+torture: setup
+	$(BIN)/python -m tests.power_loss --cycles 20
+	$(BIN)/python -m tests.kills --kills 300
+
+# a random user and a small disk for an hour; needs root, for a disk of its own
+soak: setup
+	$(BIN)/python -m tests.soak --minutes 60
 
 # rebuilds the committed demo model from its seed, byte for byte
 world: setup
