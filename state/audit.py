@@ -49,9 +49,12 @@ def flush(store: StoreCore) -> int:
     rows = store.ledger.outbox()
     if not rows:
         return 0
-    missing = _cut_torn_tail(store, b"".join(_encode(row) for row in rows))
+    expected = b"".join(_encode(row) for row in rows)
+    missing = _cut_torn_tail(store, expected)
     if missing:
         durable.append_line(store.audit_path, missing)
+    if missing != expected:  # whoever wrote the rest may have been killed before it flushed that
+        durable.flush_file(store.audit_path)
     with store.ledger.transaction():
         store.ledger.clear_outbox(rows[-1].seq)
         store.ledger.set_note(_OFFSET, str(store.audit_path.stat().st_size))

@@ -145,6 +145,11 @@ def flush_file(path: Path) -> None:
     current().fsync_path(path.parent)
 
 
+def flush_folder(path: Path) -> None:
+    """Flush the names in a folder."""
+    current().fsync_path(path)
+
+
 def append_line(path: Path, line: bytes, mode: int = 0o600) -> None:
     """Append bytes that end in a newline, and flush them; a torn tail is the reader's to repair."""
     is_new = not path.exists()

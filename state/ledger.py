@@ -126,6 +126,10 @@ class Ledger:
         where = "name = ? OR substr(sha256, 1, ?) = ?"
         return self._select(BatchRow, where, name, len(name), name, order="seq")
 
+    def batches_from(self, source: str) -> list[BatchRow]:
+        """The batch that was claimed from this spool entry, if any."""
+        return self._select(BatchRow, "source = ?", source, order="seq")
+
     def rounds(self, *states: str) -> list[RoundRow]:
         """Rounds in these states (all when none is named), oldest first."""
         return self._select(RoundRow, *_in_states(states), order="id")

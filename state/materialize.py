@@ -43,7 +43,8 @@ def build_folder(
 ) -> Digests:
     """Write a complete model folder at `staging` (must not exist): the parent's files with the edits assigned.
 
-    Every file gets mode 0444 and, unless linked, an inode of its own; headers and order of the shards stay.
+    Every file gets mode 0444 and, unless linked, an inode of its own; headers and order of the shards stay. All of it is
+    flushed when this returns.
 
     Args:
         known: the parent's digests; what is not touched is taken from there instead of read and hashed.
@@ -67,6 +68,9 @@ def build_folder(
             part = _known_part(parent, name, known)
         digests.files[name] = part.files[name]
         digests.tensors.update(part.tensors)
+    if link:  # each other file has flushed its folder itself
+        for folder in sorted({(staging / name).parent for name in parent.files}):
+            durable.flush_folder(folder)
     return digests
 
 

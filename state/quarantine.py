@@ -41,7 +41,7 @@ class Quarantine(StoreCore):
         with self._changing(f"set {name} aside"):
             durable.make_folder(folder)
             _write_reason(folder, entry_id, name=name, reason=reason, at=now, batch=None)
-            durable.move(source, folder / "data")
+            _move_once(source, folder / "data")
             details = {"name": name, "reason": reason}
             with self._transaction("drop_quarantined", entry_id, actor=actor, now=now, details=details):
                 pass
@@ -128,12 +128,12 @@ class Quarantine(StoreCore):
         if row.state == "quarantined" and home.exists():
             durable.make_folder(aside.parent)
             _write_reason(aside.parent, row.sha256, name=row.name, reason=row.reason, at=now, batch=row.sha256)
-            durable.move(home, aside)
+            _move_once(home, aside)
             return True
         if row.state == "quarantined" or not aside.parent.exists():
             return False
         if aside.exists() and row.state != "rejected":  # rejected out of quarantine: it was dropped
-            durable.move(aside, home)
+            _move_once(aside, home)
         durable.remove_tree(aside.parent)
         return True
 
@@ -152,6 +152,14 @@ class Quarantine(StoreCore):
                 durable.remove_tree(folder)
                 done.append(f"removed the empty quarantine entry {name}")
         return done
+
+
+def _move_once(source: Path, target: Path) -> None:
+    """Move, unless a loss of power has left both names of an earlier move of the same thing."""
+    if os.path.lexists(target):
+        durable.remove_tree(source)
+    else:
+        durable.move(source, target)
 
 
 def _write_reason(folder: Path, entry_id: str, *, name: str, reason: str, at: str, batch: str | None) -> None:

@@ -41,6 +41,10 @@ class Queue(Quarantine):
         Raises:
             RefusedError: a member is a symbolic link or no regular file; `source` is untouched (see `set_aside`).
         """
+        claim = self._claimed_before(source)
+        if claim is not None:
+            durable.remove_tree(source)  # perhaps the half of it: a claim may have died while it emptied the spool
+            return claim
         # a copy: whoever still has the drop open for writing cannot change what was accepted
         staging = self.batches / f"{durable.TEMPORARY_PREFIX}{os.getpid()}-{os.urandom(4).hex()}"
         try:
@@ -55,8 +59,11 @@ class Queue(Quarantine):
     def _register(self, source: Path, content: Path, *, name: str, num_bytes: int, actor: str, now: str) -> Claim:
         sha256 = batches.identity(content)
         with self._changing(f"claim {name}"):
+            claim = self._claimed_before(source)
+            if claim is not None:
+                return claim
             known = self.ledger.batch(sha256)
-            if known is not None and (known.source == source.name or not self.is_gone(known)):
+            if known is not None and not self.is_gone(known):
                 return self._claim_again(known, source, name=name, actor=actor, now=now)
             row = BatchRow(
                 sha256=sha256,
@@ -82,11 +89,16 @@ class Queue(Quarantine):
         is_lost = row.reason.startswith(DROPPED) or not self.batch_content(row.sha256).exists()
         return row.state in RETRY_STATES and is_lost
 
+    def _claimed_before(self, source: Path) -> Claim | None:
+        """What became of the same drop, by a claim that died before it emptied the spool."""
+        for row in self.ledger.batches_from(source.name):
+            return Claim(row, is_duplicate=False)
+        for duplicate in self.ledger.duplicates():
+            if duplicate.source == source.name:
+                return Claim(self._batch(duplicate.sha256), is_duplicate=True)
+        return None
+
     def _claim_again(self, known: BatchRow, source: Path, *, name: str, actor: str, now: str) -> Claim:
-        if known.source == source.name:
-            return Claim(known, is_duplicate=False)  # the same drop: a claim that died before it emptied the spool
-        if any(row.source == source.name for row in self.ledger.duplicates()):
-            return Claim(known, is_duplicate=True)
         with self._transaction("batch_duplicate", known.sha256, actor=actor, now=now, details={"name": name}):
             number = self.ledger.next_number(DuplicateRow)
             self.ledger.save(DuplicateRow(number, known.sha256, name, source.name, now))

@@ -57,6 +57,7 @@ class Store(Queue, Versions):
     def recover(self, now: str) -> list[str]:
         """Finish or sweep what a crash left half done, and say what; run at each start of the service."""
         with self._changing("recover"):
+            self._flush_names()
             done = [f"removed {left.path}: {left.reason}" for left in sweep.remove(sweep.leftovers(self))]
             done += self._settle_quarantine(now)
             current = self.current()
@@ -69,6 +70,14 @@ class Store(Queue, Versions):
                 done.append("appended audit lines from the ledger")
             self._refill_reserve()
         return done
+
+    def _flush_names(self) -> None:
+        """Make durable what a killed process had renamed and not yet flushed: from here on it is built upon."""
+        folders = [self.home, self.root, self.models, self.versions, self.batches, self.patches, self.spool]
+        for parent in (self.scratch_root, self.quarantine):
+            folders += [*(path for path in parent.iterdir() if path.is_dir()), parent]
+        for folder in folders:
+            durable.flush_folder(folder)
 
     def _refill_reserve(self) -> None:
         try:
