@@ -63,7 +63,7 @@ class Claims:
 
     def next_look_s(self) -> float | None:
         """Seconds until a drop may have settled; None when no drop is settling."""
-        now, settle_s = self._shop.now(), self._shop.config.inbox.settle_s
+        now, settle_s = self._shop.steady(), self._shop.config.inbox.settle_s
         left = [settle_s - (now - drop.since).total_seconds() for drop in self.inbox.waiting if not drop.is_settled]
         return max(min(left), 0.05) if left else None
 
@@ -77,7 +77,7 @@ class Claims:
     def _scan(self) -> None:
         """Looks at the inbox; that it can be looked at is no reason to go on where something else stopped claiming."""
         try:
-            self.inbox.scan(self._shop.now())
+            self.inbox.scan(self._shop.steady())
         except OSError as err:
             self._stop_claiming(err)
 
@@ -86,7 +86,7 @@ class Claims:
 
     def _claim(self) -> None:
         self._recover()
-        for drop in self.inbox.scan(self._shop.now()):
+        for drop in self.inbox.scan(self._shop.steady()):
             if drop.is_complete:
                 self._check_space(drop.snapshot.num_bytes)
                 self.inbox.claim(drop, self._shop.stamp())
