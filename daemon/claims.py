@@ -11,6 +11,7 @@ from daemon.inbox import Inbox
 from daemon.job import Workshop
 from daemon.log import CLAIMING_RESUMED, CLAIMING_STOPPED, WATCHER_LOST
 from daemon.watcher import Watcher
+from state.errors import LockedError
 
 _log = structlog.get_logger()
 _NOTE = "claims"
@@ -55,7 +56,11 @@ class Claims:
         self._watch()
         if self._is_due or self._watcher.is_polling or self.inbox.waiting or self.stopped_by:
             self._is_due = False
-            self._try_claiming(self._claim)
+            try:
+                self._try_claiming(self._claim)
+            except LockedError:
+                self._is_due = True  # the drop may lie in the spool by now, where nothing waits for it
+                raise
 
     def is_drained(self) -> bool:
         """Nothing in the inbox will become complete by itself, or nothing can be claimed."""

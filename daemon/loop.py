@@ -77,6 +77,10 @@ class Loop:
         Args:
             woken: False when the loop only looks by itself; then a tick at rest costs next to nothing.
         """
+        self._guard("ledger", lambda: self._turn(woken=woken), self._tell_in_short)
+        self._ping()
+
+    def _turn(self, *, woken: bool) -> None:
         version = self.shop.store.ledger.data_version()
         changed = version != self._seen_version
         self._seen_version = version  # as of before the work: what comes in meanwhile is work for the next tick
@@ -88,7 +92,6 @@ class Loop:
         if woken or changed or self._jobs() or self._is_retry_due() or self._is_untold():
             self._work()
             self._tell(changed=changed)
-        self._ping()
 
     def _work(self) -> None:
         self._guard("intakes", self.intakes.tick, self.intakes.suspend)
@@ -195,6 +198,10 @@ class Loop:
             on_trouble()
         else:
             self.shop.note(_NOTE + part, "")
+
+    def _tell_in_short(self) -> None:
+        """What can be told without the ledger."""
+        self._notify.status("; ".join(self.shop.notes.values()))
 
     def _tell(self, *, changed: bool) -> None:
         if changed:
