@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 
 import structlog
@@ -15,6 +16,8 @@ from state.errors import LockedError
 
 _log = structlog.get_logger()
 _NOTE = "claims"
+_SLICE_S = 2.0
+"""Claiming goes on for this long; then workers, status and watchdog have their turn before the rest is claimed."""
 
 
 class Claims:
@@ -91,10 +94,14 @@ class Claims:
 
     def _claim(self) -> None:
         self._recover()
+        until = time.monotonic() + _SLICE_S
         for drop in self.inbox.scan(self._shop.steady()):
             if drop.is_complete:
+                if time.monotonic() > until:
+                    return self.look()
                 self._check_space(drop.snapshot.num_bytes)
                 self.inbox.claim(drop, self._shop.stamp())
+        return None
 
     def _check_space(self, num_bytes: int) -> None:
         free, floor = self._shop.free_bytes(), self._shop.config.inbox.min_free_bytes
