@@ -16,6 +16,7 @@ from errno import EIO, ENOSPC, EROFS
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
+from state import durable
 from state.errors import LockedError, NotFoundError, StoreCorruptError
 from state.rows import (
     AuditRow,
@@ -45,7 +46,8 @@ class Ledger:
     @classmethod
     def create(cls, path: Path) -> Ledger:
         """Make an empty ledger at a path that is free."""
-        ledger = cls(path, _connect(path, "rwc"))
+        durable.write_file(path, b"")  # of its mode are those that SQLite puts beside it
+        ledger = cls(path, _connect(path, "rw"))
         with ledger._lock, _translated(path):
             ledger._connection.execute("PRAGMA journal_mode = WAL")
             with ledger.transaction():
