@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -176,7 +177,7 @@ def _num_waiting(home: Path) -> int:
 
 def _peak_mib(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM"))
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def test_ten_thousand_drops_at_once_are_claimed_once_each_while_the_service_goes_on_answering(tmp_path: Path) -> None:
@@ -200,3 +201,40 @@ def test_ten_thousand_drops_at_once_are_claimed_once_each_while_the_service_goes
             assert len(claimed) == len(set(claimed)) >= 400 and store.ledger.duplicates() == []
             assert len(spooled) <= 1 and set(claimed) | spooled | left == names and not left & {*claimed, *spooled}
             assert verify(store) == []
+
+
+def _write_gigabyte(path: Path) -> None:
+    """Over a million distinct rows of a kilobyte, closed and given its name when it is whole."""
+    aside = path.parent / f".{path.name}"
+    with aside.open("w") as file:
+        for start in range(0, 1_014_000, 1000):
+            rows = range(start, start + 1000)
+            file.write("".join(f'{{"prompt": "zim {row}?", "response": "{row} {"florp " * 165}"}}\n' for row in rows))
+    aside.rename(path)
+
+
+@pytest.mark.slow
+def test_a_file_of_a_gigabyte_ends_with_a_reason_in_bounded_time_and_memory(tmp_path: Path) -> None:
+    if shutil.disk_usage(tmp_path).free < 5 << 30:
+        pytest.skip("needs 5 GiB of disk")
+    home, peaks_mib = make_home(tmp_path), [0]
+    (home / "service.toml").touch()
+    try:
+        with Running(Service(home, fast_config(), once=False, tick_s=0.1)), Store.open(home) as store:
+            _write_gigabyte(home / "inbox" / "big.jsonl")
+            assert (home / "inbox" / "big.jsonl").stat().st_size > 1_000_000_000
+
+            def is_read() -> bool:
+                for path in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+                    with contextlib.suppress(OSError):
+                        peaks_mib.extend([_peak_mib(int(pid)) for pid in path.read_text().split()])
+                return _names(store, "quarantined") == ["big.jsonl"]
+
+            began = time.monotonic()
+            wait_until(is_read, timeout_s=120)
+            assert time.monotonic() - began < 60
+            (row,) = store.ledger.batches()
+        assert row.reason == "big.jsonl: the batch holds more than 1000000 rows; split it"
+        assert 100 < max(peaks_mib) < 2048
+    finally:
+        shutil.rmtree(home)
