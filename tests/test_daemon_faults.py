@@ -114,6 +114,9 @@ def play_read_only(root: Path, part: str) -> None:
             with pytest.raises(OSError) as caught, Store.open(home) as other:
                 other.rollback(reason="", actor="test", now=NOW)
             assert caught.value.errno == errno.EROFS
+            with pytest.raises(OSError) as caught, Store.open(home) as other:
+                other.note_at_work("r000009")  # a change of the ledger alone
+            assert caught.value.errno == errno.EROFS
             time.sleep(0.5)
             assert running.code is None and _states(store) == ["published"] and (inbox / "b.jsonl").exists()
         wait_until(lambda: _states(store) == ["published"] * 2)
