@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def _digest(folder: Path) -> str:
         os.close(fd)
 
 
+@contextmanager
+def _set_at_end(event: threading.Event) -> Iterator[None]:
+    """However the block ends, whoever waits for the event ends too."""
+    try:
+        yield
+    finally:
+        event.set()
+
+
 def test_a_reader_sees_one_whole_version_at_each_moment_of_a_thousand_switches(place: Path) -> None:
     with make_store(place) as store:
         for seed in (1, 2):
@@ -76,10 +86,10 @@ def test_a_reader_sees_one_whole_version_at_each_moment_of_a_thousand_switches(p
 
         with ThreadPoolExecutor(2) as pool:
             reading = [pool.submit(read) for _ in range(2)]
-            for number in range(NUM_SWITCHES // 2):
-                store.rollback(reason="", **WHO)
-                store.promote(f"v{2 - number % 2}", force=True, reason="", **WHO)
-            done.set()
+            with _set_at_end(done):
+                for number in range(NUM_SWITCHES // 2):
+                    store.rollback(reason="", **WHO)
+                    store.promote(f"v{2 - number % 2}", force=True, reason="", **WHO)
             assert [task.exception() for task in reading] == [None, None]
         assert set(seen) <= whole.keys() and len(set(seen)) == 3 and len(seen) > 100
         assert verify(store) == []
@@ -99,16 +109,16 @@ def test_a_rollback_beside_garbage_collection_never_loses_its_version(place: Pat
 
         with ThreadPoolExecutor(1) as pool:
             collecting = pool.submit(collect)
-            for number in (3, 1, 2) * 3:
-                for ref in (f"v{number}", "v4", "v0"):
-                    store.promote(ref, force=True, reason="", **WHO)
-                wait_until(lambda number=number: not store.is_materialized(number))  # type: ignore[misc]
-                store.promote("v4", force=True, reason="", **WHO)
-                store.rollback(f"v{number}", reason="", **WHO)
-                assert content(store.current_link.resolve()) == bytes_of[number]
-                time.sleep(0.05)
-                assert content(store.current_link.resolve()) == bytes_of[number]
-            done.set()
+            with _set_at_end(done):
+                for number in (3, 1, 2) * 3:
+                    for ref in (f"v{number}", "v4", "v0"):
+                        store.promote(ref, force=True, reason="", **WHO)
+                    wait_until(lambda number=number: not store.is_materialized(number))  # type: ignore[misc]
+                    store.promote("v4", force=True, reason="", **WHO)
+                    store.rollback(f"v{number}", reason="", **WHO)
+                    assert content(store.current_link.resolve()) == bytes_of[number]
+                    time.sleep(0.05)
+                    assert content(store.current_link.resolve()) == bytes_of[number]
             collecting.result()
         assert verify(store, deep=True) == []
 
