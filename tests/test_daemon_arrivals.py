@@ -100,6 +100,7 @@ def test_a_drop_in_any_way_is_trained_exactly_once_also_into_an_inbox_that_was_m
 
 def _seconds_until_claimed(home: Path, store: Store) -> float:
     before = len(store.ledger.batches())
+    time.sleep(1.5)  # the service looks again after each change of its ledger; that it must not need
     dropped = time.monotonic()
     drop(home, f"{before}.jsonl", f"{before}\n")
     wait_until(lambda: len(store.ledger.batches()) > before)
@@ -110,8 +111,8 @@ def test_a_drop_is_claimed_soon_after_it_has_settled_where_events_work(home: Pat
     with _service(home, worker, tick_s=60.0, rescan_s=60.0), Store.open(home) as store:
         wait_until(lambda: (home / PROGRESS_FILE).exists())
         store.pause(reason="claims only", actor="test", now=NOW)
-        took_s = [_seconds_until_claimed(home, store) for _ in range(5)]
-    assert sorted(took_s)[2] < 0.3 + 1.0, took_s  # the median: a busy machine may delay one
+        took_s = [_seconds_until_claimed(home, store) for _ in range(3)]
+    assert sorted(took_s)[1] < 0.3 + 1.0, took_s  # the median: a busy machine may delay one
     assert max(took_s) < 10
 
 
