@@ -119,19 +119,21 @@ def _end_faults(store: StoreCore, seq: int, last: str) -> list[str]:
 
 
 def _cut_torn_tail(store: StoreCore, expected: bytes) -> bytes:
-    """Cut what a crash left half written after the last settled line; return what is to be appended."""
+    """Cut what a crash or a fault left behind the last settled line; return what is to be appended.
+
+    Also whole lines are cut and written again: they may never have reached the disk.
+    """
     settled = int(store.ledger.note(_OFFSET, "0"))
     if not store.audit_path.exists():
         return expected
     with store.audit_path.open("rb") as file:
         file.seek(settled)
         tail = file.read()
-    if tail.startswith(expected):
-        return b""
-    if tail and not expected.startswith(tail):
+    if tail.startswith(expected) and tail != expected:
+        return b""  # somebody else wrote there: `verify` tells of it
+    if tail:
         durable.truncate(store.audit_path, settled)
-        return expected
-    return expected[len(tail) :]
+    return expected
 
 
 def _lines(store: StoreCore) -> Iterator[bytes]:
