@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import resource
@@ -20,10 +21,10 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn, TextIO
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
@@ -33,13 +34,17 @@ from tests.fuzz_readers import CANARY, READERS, BrokenPromiseError, Reader, spoi
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 KEPT: Final = ROOT / "var" / "fuzz"
+MEMORY: Final = next((path for path in ("/dev/shm",) if os.access(path, os.W_OK)), None)
+"""A folder whose files cost no writing to a disk."""
 CPU_S: Final = 5.0
 """Of one input, which is small."""
 PEAK_BYTES: Final = 512 << 20
 """More than one small input may add to the memory of the process."""
 MESSAGE_CHARS: Final = 2500
 MEMORY_BYTES: Final = 8 << 30
-_MAY_OPEN: Final = tuple({str(ROOT), sys.prefix, sys.base_prefix, "/usr/", "/proc/", "/sys/", "/dev/"})
+_MAY_OPEN: Final = tuple(
+    os.path.realpath(path) for path in (ROOT, sys.prefix, sys.base_prefix, "/usr", "/proc", "/sys", "/dev")
+)
 
 
 class _StuckError(BaseException):
@@ -84,7 +89,8 @@ def _watched() -> Iterator[list[str]]:
     if not getattr(_watched, "is_on", False):
         sys.addaudithook(_on_audit)
         _watched.is_on = True  # type: ignore[attr-defined]
-    _opened = found = []
+    found: list[str] = []
+    _opened = found
     try:
         yield found
     finally:
@@ -128,7 +134,7 @@ def _verdict(reader: Reader, folder: Path, data: bytes) -> Verdict:
         return Verdict(type(err).__name__, _broken_by(err, reader.place.format(folder=folder)))
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as err:
+    except BaseException as err:  # noqa: BLE001 - a panic of a library is none of the others
         at = traceback.extract_tb(err.__traceback__)
         ours = [frame for frame in at if "/tests/" not in frame.filename and str(ROOT) in frame.filename] or list(at)
         return Verdict(type(err).__name__, f"{type(err).__name__} at {Path(ours[-1].filename).name} in {ours[-1].name}")
@@ -158,7 +164,9 @@ def _may_open(path: str, folder: Path) -> bool:
     if not path.startswith("/"):  # relative to a descriptor, or to the folder of the process, where nothing lies
         return "/" not in path and path != ".."
     real = os.path.realpath(path)
-    world = next((root for root in Path("/tmp").glob("fuzz-store-*") if real.startswith(str(root))), None)
+    world = next(
+        (root for root in Path(tempfile.gettempdir()).glob("fuzz-store-*") if real.startswith(str(root))), None
+    )
     return world is not None or real.startswith((f"{folder.resolve()}", *_MAY_OPEN))
 
 
@@ -170,21 +178,33 @@ def keep(reader: Reader, data: bytes) -> str:
     return f"python -m tests.fuzz --reader '{reader.name}' --input {path.relative_to(ROOT)}"
 
 
-def _take(reader: Reader, tally: Tally, folder: Path, data: bytes) -> None:
+@dataclass
+class Told:
+    """Where a child writes what it does, line by line, so that nothing is lost with it."""
+
+    lines: TextIO
+    last: Path
+    """The input that is read now."""
+    broken: set[str] = field(default_factory=set)
+
+
+def _take(reader: Reader, told: Told, folder: Path, data: bytes) -> None:
+    told.last.write_bytes(data)
     verdict = trial(reader, folder, data)
-    tally.outcomes[verdict.outcome] += 1
-    if verdict.broken and verdict.broken not in tally.broken:
-        tally.broken[verdict.broken] = keep(reader, data)
+    is_new = bool(verdict.broken) and verdict.broken not in told.broken
+    told.broken.add(verdict.broken)
+    command = keep(reader, data) if is_new else ""
+    told.lines.write(json.dumps([verdict.outcome, verdict.broken if is_new else "", command]) + "\n")
 
 
-def spoil(reader: Reader, tally: Tally, folder: Path, *, seconds: float, seed: int) -> None:
+def spoil(reader: Reader, told: Told, folder: Path, *, seconds: float, seed: int) -> None:
     """Valid files with changes, for so long."""
     draw, end = random.Random(seed), time.monotonic() + seconds
     while time.monotonic() < end:
-        _take(reader, tally, folder, spoiled(reader, draw.getrandbits(64)))
+        _take(reader, told, folder, spoiled(reader, draw.getrandbits(64)))
 
 
-def invent(reader: Reader, tally: Tally, folder: Path, *, seconds: float, seed: int) -> None:
+def invent(reader: Reader, told: Told, folder: Path, *, seconds: float, seed: int) -> None:
     """Odd files made from nothing, for so long."""
     end = time.monotonic() + seconds
 
@@ -200,26 +220,56 @@ def invent(reader: Reader, tally: Tally, folder: Path, *, seconds: float, seed: 
     def body(data: bytes) -> None:
         if time.monotonic() > end:
             raise TimeoutError
-        _take(reader, tally, folder, data)
+        _take(reader, told, folder, data)
 
-    try:
+    with suppress(TimeoutError):
         body()
-    except TimeoutError:
-        pass
 
 
 def campaign(seconds: float, seed: int, names: list[str]) -> dict[str, Tally]:
     """Every reader for an equal share of the time, most of it with spoilt files."""
-    share = seconds / len(names)
     found = {name: Tally() for name in names}
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as root:
-        for name, tally in found.items():
-            for data in READERS[name].seeds():
-                _take(READERS[name], tally, Path(root, "d"), data)
-            spoil(READERS[name], tally, Path(root, "d"), seconds=0.7 * share, seed=seed)
-            invent(READERS[name], tally, Path(root, "d"), seconds=0.3 * share, seed=seed)
-            print(f"{name:30} {tally.num_inputs} inputs, {len(tally.broken)} broken", file=sys.stderr, flush=True)
+    for name, tally in found.items():
+        end = time.monotonic() + seconds / len(names)
+        while (left := end - time.monotonic()) > 0.1:
+            _in_a_child(READERS[name], tally, seconds=left, seed=seed)
+            seed += 1
+        print(f"{name:30} {tally.num_inputs} inputs, {len(tally.broken)} broken", file=sys.stderr, flush=True)
     return found
+
+
+def _in_a_child(reader: Reader, tally: Tally, *, seconds: float, seed: int) -> None:
+    """Fuzz in a process of its own: a library in C++ may end the process that it is in."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY) as root:
+        pid = os.fork()
+        if pid == 0:
+            _fuzz_and_exit(reader, Path(root), seconds=seconds, seed=seed)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        for line in Path(root, "tally").read_text().splitlines():
+            outcome, broken, command = json.loads(line)
+            tally.outcomes[outcome] += 1
+            if broken:
+                tally.broken.setdefault(broken, command)
+        if code:
+            what = f"ended its process with {signal.Signals(-code).name if code < 0 else code}"
+            tally.outcomes[what] += 1
+            tally.broken.setdefault(what, keep(reader, Path(root, "last").read_bytes()))
+
+
+def _fuzz_and_exit(reader: Reader, root: Path, *, seconds: float, seed: int) -> NoReturn:
+    code = 1
+    try:
+        with (root / "tally").open("w", buffering=1) as told:
+            writer = Told(told, root / "last")
+            for data in reader.seeds():
+                _take(reader, writer, root / "d", data)
+            spoil(reader, writer, root / "d", seconds=0.7 * seconds, seed=seed)
+            invent(reader, writer, root / "d", seconds=0.3 * seconds, seed=seed)
+        code = 0
+    except Exception:  # noqa: BLE001 - the child must not go on as its parent
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def _show(found: dict[str, Tally]) -> None:
@@ -248,7 +298,7 @@ def main(argv: list[str] | None = None) -> int:
         found = campaign(options.minutes * 60, options.seed, names)
         _show(found)
         return 1 if any(tally.broken for tally in found.values()) else 0
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as root:
+    with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY) as root:
         verdict = trial(READERS[names[0]], Path(root, "d"), options.input.read_bytes())
     print(f"{verdict.outcome}: {verdict.broken or 'every promise is kept'}")
     return 1 if verdict.broken else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from daemon import config, intake, probes, worker
 from daemon.arrival import manifest_matches
 from daemon.basemodel import check_base
+from daemon.config_checks import ANSWER_ROOM
 from daemon.formats import BatchError, Limits, ParsedBatch, read_batch
 from daemon.progress import DoneEvent, FailedEvent, Reporter, decode_event
 from state import audit, gaps, overlay, patchfile
@@ -32,7 +34,9 @@ from tests.state_world import NOW
 
 CANARY: Final = "grault outside corge"
 """Stands in files beside the folder that a reader was given, and must not be seen by it."""
-LIMITS: Final = Limits(max_rows=2000, max_bytes=8 << 20, max_document_bytes=4 << 20, max_cell_chars=20_000, max_files=50)
+LIMITS: Final = Limits(
+    max_rows=2000, max_bytes=8 << 20, max_document_bytes=4 << 20, max_cell_chars=20_000, max_files=50
+)
 
 
 class BrokenPromiseError(Exception):
@@ -144,7 +148,9 @@ def read_safetensors(folder: Path, data: bytes) -> None:
     path.write_bytes(data)
     infos = read_header(path, path.name)
     metadata = read_metadata(path)
-    _require(all(0 <= info.start <= info.start + info.num_bytes <= len(data) for info in infos), "a tensor out of bounds")
+    _require(
+        all(0 <= info.start <= info.start + info.num_bytes <= len(data) for info in infos), "a tensor out of bounds"
+    )
     _require(sum(info.num_bytes for info in infos) <= len(data), "tensors that overlap")
     _require(all(isinstance(text, str) for text in metadata.values()), "metadata that is no text")
 
@@ -157,7 +163,7 @@ def model_file(name: str) -> Callable[[Path, bytes], None]:
             (folder / file).write_bytes(data if file == name else valid)
         check_base(folder)
         if name == "config.json":
-            _require(intake.sequence_limit(folder, config.Config()) > intake.ANSWER_ROOM, "a context without room")
+            _require(intake.sequence_limit(folder, config.Config()) > ANSWER_ROOM, "a context without room")
         if name == "tokenizer.json":
             counter = intake._TokenCounter(folder)
             turns = [[probes_turn] for probes_turn in _TURNS]
@@ -183,7 +189,10 @@ def _model_files() -> dict[str, bytes]:
 
     tokenizer = Tokenizer(WordLevel({"?": 0, "zorb": 1, "vek": 2}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel()])
-    weights = {"a.weight": np.arange(8, dtype=np.float32), "b.weight": np.ones(4, np.uint16)}
+    weights: dict[str, np.ndarray[Any, Any]] = {
+        "a.weight": np.arange(8, dtype=np.float32),
+        "b.weight": np.ones(4, np.uint16),
+    }
     index = {"metadata": {"total_size": 40}, "weight_map": dict.fromkeys(weights, "model.safetensors")}
     return {
         "config.json": json.dumps({"model_type": "llama", "max_position_embeddings": 64, "hidden_size": 8}).encode(),
@@ -228,8 +237,11 @@ def read_patch(folder: Path, data: bytes) -> None:
 
 @functools.cache
 def _gap_file(kind: str) -> bytes:
-    edits = {"w": (np.array([0, 3, 700]), np.array([5, 6, 7], np.uint16)), "v": (np.array([2]), np.array([9], np.uint32))}
-    deltas = {"w": (np.array([0, 3, 700]), np.array([0.5, -1, 2], np.float32))}
+    edits: dict[str, tuple[Any, Any]] = {
+        "w": (np.array([0, 3, 700]), np.array([5, 6, 7], np.uint16)),
+        "v": (np.array([2]), np.array([9], np.uint32)),
+    }
+    deltas: dict[str, tuple[Any, Any]] = {"w": (np.array([0, 3, 700]), np.array([0.5, -1, 2], np.float32))}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "f")
         with gaps.GapWriter(path, {"round": "r1"}) as out:
@@ -286,7 +298,11 @@ def read_manifest(folder: Path, data: bytes) -> None:
 
 
 _MANIFEST: Final = json.dumps(
-    {"files": [{"name": "a.jsonl", "size": 3, "sha256": "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"}]}
+    {
+        "files": [
+            {"name": "a.jsonl", "size": 3, "sha256": "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"}
+        ]
+    }
 ).encode()
 
 
@@ -306,8 +322,12 @@ def read_by_worker(folder: Path, data: bytes) -> None:
         worker.run(store.home, "intake", batch, Reporter(out))
     last = decode_event(out.getvalue().splitlines()[-1])
     text = f"{out.getvalue()} {logs}"
-    _require(SECRET not in text and all(char.isprintable() or char == "\n" for char in text), "an event with text of rows")
-    _require(isinstance(last, DoneEvent), f"the worker failed: {last.reason if isinstance(last, FailedEvent) else last}")
+    _require(
+        SECRET not in text and all(char.isprintable() or char == "\n" for char in text), "an event with text of rows"
+    )
+    _require(
+        isinstance(last, DoneEvent), f"the worker failed: {last.reason if isinstance(last, FailedEvent) else last}"
+    )
     _require(isinstance(last, DoneEvent) and last.outcome in ("accepted", "quarantined"), "an odd outcome")
 
 
@@ -325,7 +345,8 @@ _PROBE_LINES: Final = (
 _SETTINGS: Final = (
     b'preset = "alignd"\nseed = 3\n[model]\nbase = "models/base"\ndevice = "cuda:0"\n[inbox]\npath = "inbox"\nsettle_s = 0.5\n'
     b'min_rows = 40\n[derive.safety]\nobjective = "npo"\nstop_loss = 3.5\n[merge.search]\nalphas = [1.0, 0.5]\ntrials = 6\n'
-    b'[judge]\nrefusals = ["no", "never"]\n[gates.harm]\nclass = "required"\nmax = 0.1\n[schedule]\ntraining_window = "* 3 * * *"\n',
+    b'[judge]\nrefusals = ["no", "never"]\n[gates.harm]\nclass = "required"\nmax = 0.1\n'
+    b'[schedule]\ntraining_window = "* 3 * * *"\n',
     b'preset = "safepatching"\ngates = {drift = {max = 1.0, min_samples = 3}}\nprobes.harm = "p/h.jsonl"\n'
     b"derive.retain = {path = 'r.jsonl'}\n",
 )  # fmt: skip
@@ -348,7 +369,8 @@ _plan = st.lists(
     st.tuples(
         st.sampled_from(["file", "file", "folder", "link", "outside", "pipe"]),
         _name,
-        st.sampled_from(["", "../outside.jsonl", "/etc/hostname", "/", inputs.json_lines()[0].decode()]) | inputs.odd_text,
+        st.sampled_from(["", "../outside.jsonl", "/etc/hostname", "/", inputs.json_lines()[0].decode()])
+        | inputs.odd_text,
     ),
     max_size=5,
 ).map(inputs.dumped)
@@ -363,8 +385,10 @@ _toml_key = st.sampled_from(
      "merge.search.betas", "schedule.verify", "schedule.training_window", "derive.safety.stop_loss", "judge.refusals",
      '"\\u001b[31m"', "gates", "a.b", "derive.safety.npo_beta", "schedule.retry_s", "derive.sparse_fraction"]
 )  # fmt: skip
-_toml = st.lists(st.builds("{} = {}".format, _toml_key, _toml_value), max_size=4).map("\n".join).map(
-    lambda text: text.encode("utf-8", "surrogatepass")
+_toml = (
+    st.lists(st.builds("{} = {}".format, _toml_key, _toml_value), max_size=4)
+    .map("\n".join)
+    .map(lambda text: text.encode("utf-8", "surrogatepass"))
 )
 _audit_line = st.fixed_dictionaries(
     {"seq": inputs.odd_scalar, "at": inputs.odd_scalar, "actor": inputs.odd_scalar, "action": inputs.odd_scalar,
@@ -384,7 +408,13 @@ def _rows_reader(name: str, seeds: Callable[[], Sequence[bytes]], **kwargs: Any)
 
 def _model_reader(name: str, change: Mutation = mutate, scratch: st.SearchStrategy[bytes] = inputs.odd_json) -> Reader:
     return Reader(
-        name, model_file(name), _MODEL, lambda: (_model_files()[name],), place="{folder}", mutate=change, scratch=scratch
+        name,
+        model_file(name),
+        _MODEL,
+        lambda: (_model_files()[name],),
+        place="{folder}",
+        mutate=change,
+        scratch=scratch,
     )
 
 
@@ -397,7 +427,7 @@ _READERS: Final = (
     _rows_reader(
         "gzip",
         lambda: tuple(map(inputs.gzipped, inputs.json_lines())),
-        mutate=repacked(inputs.gzipped, lambda data: __import__("gzip").decompress(data)),
+        mutate=repacked(inputs.gzipped, gzip.decompress),
         scratch=inputs.odd_json_lines.map(inputs.gzipped),
     ),
     _rows_reader(
@@ -411,7 +441,8 @@ _READERS: Final = (
     Reader("manifest", read_manifest, (), lambda: (_MANIFEST,), scratch=st.lists(_manifest_entry, max_size=3).map(inputs.dumped)),
     Reader("worker event", read_event, (), lambda: (b'{"event": "done", "outcome": "accepted", "result": {"a": [1]}}\n',
            b'{"event": "step", "step": "parse", "result": {"a": {}}}'), scratch=inputs.odd_json),
-    Reader("probes", read_probes, (config.ConfigError,), lambda: _PROBE_LINES, "{folder}/probes.jsonl", scratch=inputs.odd_json_lines),
+    Reader("probes", read_probes, (config.ConfigError,), lambda: _PROBE_LINES, "{folder}/probes.jsonl",
+           scratch=inputs.odd_json_lines),
     Reader("settings", read_settings, (config.ConfigError,), lambda: _SETTINGS, "{folder}", scratch=_toml),
     Reader("safetensors", read_safetensors, _MODEL, lambda: (_model_files()["model.safetensors"],), "m.safetensors",
            mutate_header, inputs.odd_safetensors),
