@@ -12,6 +12,8 @@ from state.tensors import ModelFolder, check_finite, read_object
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_MAX_TOKENS: Final = 1 << 24
+_ANY_TEXT: Final = "a é 三 🙂\n"
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _TEMPLATE_FILES: Final = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 
@@ -37,6 +39,7 @@ def check_text_side(path: Path) -> None:
             f"{path} has no tokenizer", f"one of {', '.join(_TOKENIZERS)} belongs into the model folder"
         )
     if (path / "tokenizer.json").is_file():
+        _check_ids(path / "tokenizer.json")
         read_tokenizer(path / "tokenizer.json")
     if settings.get("auto_map"):
         raise ModelFormatError(
@@ -72,15 +75,26 @@ def context_tokens(path: Path) -> int | None:
     return context
 
 
+def _check_ids(file: Path) -> None:
+    """Refuse ids at which the tokenizer's library would ask for all memory, and end the process when it got none."""
+    model = read_object(file).get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    if any(type(number) is int and number >= _MAX_TOKENS for number in ids):
+        raise ModelFormatError(f"{file}: a token has an id of {_MAX_TOKENS} or more", "copy the model again")
+
+
 def read_tokenizer(file: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json.
 
     Raises:
-        ModelFormatError: it is none; names the file.
+        ModelFormatError: it is none, or cannot encode a text; names the file.
     """
     from tokenizers import Tokenizer  # not for every command that looks at a base
 
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer.encode(_ANY_TEXT)
+        return tokenizer
     except Exception as err:
         raise ModelFormatError(f"{file} is no tokenizer: {err}", "copy the model again") from err

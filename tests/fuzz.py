@@ -87,6 +87,7 @@ def _watched() -> Iterator[list[str]]:
     """The names of the files that are opened meanwhile."""
     global _opened
     if not getattr(_watched, "is_on", False):
+        tempfile.gettempdir()  # tries out folders when it is asked first
         sys.addaudithook(_on_audit)
         _watched.is_on = True  # type: ignore[attr-defined]
     found: list[str] = []

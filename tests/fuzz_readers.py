@@ -97,6 +97,8 @@ def read_tree(folder: Path, data: bytes) -> None:
     (folder / "outside.jsonl").write_text(json.dumps({"prompt": CANARY, "response": CANARY}) + "\n")
     for entry in plan if isinstance(plan, list) else ():
         if isinstance(entry, list) and len(entry) == 3 and all(isinstance(part, str) for part in entry):
+            if SECRET in entry[1]:
+                return  # a name may be told
             _grow(folder, drop, *entry)
     check_rows(read_batch(drop, LIMITS))
 

@@ -225,11 +225,15 @@ def test_a_batch_of_nothing_but_held_out_rows_of_an_earlier_one_is_refused() -> 
     assert list(join(earlier, "two", earlier["one"])) == ["one", "two"]
 
 
+_WORDS = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": %s, "unk_token": "?"}}'
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
         ("tokenizer.json", '{"version": "1.0"}', "tokenizer.json is no tokenizer"),
-        ("tokenizer.json", "[" * 5000, "tokenizer.json is no tokenizer"),
+        ("tokenizer.json", "[" * 5000, "tokenizer.json"),
+        ("tokenizer.json", _WORDS % '{"a": 0}', "tokenizer.json is no tokenizer: WordLevel error"),
         ("config.json", '{"max_position_embeddings": 16}', "leaves no room for a prompt"),
         ("config.json", '{"max_position_embeddings": -1}', "leaves no room for a prompt"),
         ("config.json", "[" * 100_000, "config.json: is no JSON"),
@@ -246,3 +250,11 @@ def test_a_base_that_no_batch_could_be_read_with_is_refused(tmp_path: Path, name
         with pytest.raises(ModelFormatError, match=said):
             intake._TokenCounter(tmp_path / "base")
             sequence_limit(tmp_path / "base", Config())
+
+
+def test_a_vocabulary_that_would_take_all_memory_is_refused_unread(tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").chmod(0o600)
+    (tmp_path / "base" / "tokenizer.json").write_text(_WORDS % '{"?": 0, "a": 4294967295}')
+    with pytest.raises(ModelFormatError, match="a token has an id of 16777216 or more"):
+        check_base(tmp_path / "base")

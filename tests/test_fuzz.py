@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,7 +120,7 @@ except BatchError as err:
     print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")), err)
 """
 _BLOCK = gzip.compress(b"[]," * (1 << 22), 9, mtime=0)
-BOMBS = {
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "blanks": (lambda: gzip.compress(b" " * (32 << 20), mtime=0) * 100, "more than 268435456 bytes once unpacked"),
     "a line": (lambda: gzip.compress(b'{"prompt": "' + b"a" * (32 << 20), mtime=0) * 9, "a document of more than"),
     "values": (lambda: gzip.compress(b"[", mtime=0) + _BLOCK * 5 + gzip.compress(b"[]]"), "16000000 values"),
