@@ -36,7 +36,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 KEPT: Final = ROOT / "var" / "fuzz"
 MEMORY: Final = next((path for path in ("/dev/shm",) if os.access(path, os.W_OK)), None)
 """A folder whose files cost no writing to a disk."""
-CPU_S: Final = 5.0
+CPU_S: Final = 10.0
 """Of one input, which is small."""
 PEAK_BYTES: Final = 512 << 20
 """More than one small input may add to the memory of the process."""
