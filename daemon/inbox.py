@@ -26,9 +26,10 @@ from daemon.log import (
 )
 from daemon.spool import ChangedError, entry_name, spooled_name, take_out
 from state import durable
-from state.batches import identity, printable
+from state.batches import identity
 from state.queue import Claim
 from state.store import Store
+from state.text import printable
 
 _WRITER: Final = "its writer to close it"
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from state.ledger import Ledger
 
 FIRST_PREV = "0" * 64
+_TOO_BIG = 1 << 63
 _SEQ, _HASH, _OFFSET = "audit_seq", "audit_hash", "audit_offset"
 
 
@@ -155,9 +156,10 @@ def _required(store: StoreCore, number: int, line: bytes) -> AuditRow:
 def _parse(line: bytes) -> AuditRow | None:
     try:
         row = AuditRow(**json.loads(line))
-    except (ValueError, TypeError):
+        _encode(row)  # NaN and lone surrogates can be read, though no line is written with them
+    except (ValueError, TypeError, RecursionError):
         return None
-    return row if isinstance(row.seq, int) else None
+    return row if type(row.seq) is int and abs(row.seq) < _TOO_BIG else None
 
 
 def _encode(row: AuditRow) -> bytes:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.inotify_c import InotifyFD
 
-from daemon.arrival import is_open_for_writing, snapshot
+from daemon.arrival import is_open_for_writing, manifest_matches, snapshot
 from daemon.inbox import Drop, Inbox
 from daemon.log import INBOX_PROBLEM_FOUND
 from daemon.spool import entry_name, spooled_name
@@ -424,8 +424,10 @@ def test_a_manifest_that_no_parser_gets_through_costs_no_other_drop(home: Path, 
         (home / "inbox" / name).mkdir()
         (home / "inbox" / name / "manifest.json").write_text(manifest)
     inbox = _inbox(store, completion="manifest")
-    assert [found.name for found in _scan(inbox, 0, 6)] == ["a", "b"]
-    assert [problem.split(": ")[:2] for problem in inbox.problems] == [["a", "it cannot be looked at"]]
+    assert [(found.name, found.lacks) for found in _scan(inbox, 0, 60)] == [
+        (name, "a manifest.json that matches") for name in "ab"
+    ]
+    assert inbox.problems == []
 
 
 def test_a_drop_that_may_not_be_moved_is_reported_and_not_tried_for_ever(
@@ -587,3 +589,25 @@ def test_watcher_of_a_folder_that_cannot_be_looked_at_polls_until_it_can(tmp_pat
 
 def test_a_local_folder_is_no_network_folder(tmp_path: Path) -> None:
     assert not is_network(tmp_path)
+
+
+_ENTRY = {"name": "1.jsonl", "size": 0, "sha256": hashlib.sha256().hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "is_complete"),
+    [
+        (json.dumps([_ENTRY]).encode(), True),
+        (json.dumps([_ENTRY]).encode() + b" " * (5 << 20), False),
+        (b'{"files": ' + b"[" * 100_000, False),
+        (b'{"\xff": 1, "files": []}', False),
+        (b'[{"name": ["1.jsonl"], "size": 0, "sha256": ""}]', False),
+        (json.dumps([{**_ENTRY, "name": "../1.jsonl"}]).encode(), False),
+        (b'{"files": 3}', False),
+        (b"null", False),
+    ],
+)
+def test_a_hostile_manifest_completes_nothing(tmp_path: Path, manifest: bytes, is_complete: bool) -> None:
+    (tmp_path / "manifest.json").write_bytes(manifest)
+    (tmp_path / "1.jsonl").touch()
+    assert manifest_matches(tmp_path) is is_complete
