@@ -78,7 +78,7 @@ def job_facts(job: Job | None, earlier: Mapping[str, float], steps_done: list[st
 
 def _replace(path: Path, value: Any) -> None:
     """Readers see the old file or the new one; not flushed to disk, since it means nothing after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.new")  # one service a home: it writes over what a killed one left
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
