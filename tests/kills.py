@@ -27,8 +27,10 @@ from tests.product import Home, made_home
 from tests.round_world import FAST, deep, pairs, write_pairs, write_probes
 
 ROUND_S: Final = 8.0
+CLAIM_CALLS: Final = 40
 MAX_CALLS: Final = 160
-"""Calls of the disk that a service makes for one batch, from its start on; roughly."""
+"""Calls of the disk that a service makes, from its start on, until it has claimed a batch, and has ended with it; roughly."""
+MAX_WAITING: Final = 3
 # a killed round is tried again at once and for ever, so that every batch comes to its own end
 PATIENT: Final = {"schedule": {"max_attempts": 100000, "retry_s": 0.0}}
 
@@ -86,6 +88,15 @@ def kill_at(machine: Machine, victim: Victim, place: str) -> None:
     machine.check()
 
 
+def kill_at_a_call(machine: Machine, number: int) -> None:
+    """One kill of the service before a call of the disk, counted from its start on, with a drop to claim."""
+    machine.start()
+    machine.until_served()
+    if machine.num_waiting() < MAX_WAITING:
+        machine.drop()
+    kill_at(machine, "service", f"call {number}")
+
+
 def kill_while_it_recovers(machine: Machine, times: int = 1) -> None:
     """Kill the service, and then again, as often as is said, in the first moments of its next start."""
     machine.start()
@@ -124,7 +135,7 @@ def kill_at_random(machine: Machine, draw: random.Random) -> None:
     if kind < 0.15:
         kill_while_it_recovers(machine, draw.randint(1, 2))
     elif kind < 0.35:
-        kill_at(machine, "service", f"call {draw.randint(1, MAX_CALLS)}")
+        kill_at_a_call(machine, draw.randint(1, draw.choice((CLAIM_CALLS, MAX_CALLS))))
     elif kind < 0.45:
         kill_while_held(machine, draw.choice(VICTIMS))
     else:

@@ -55,6 +55,13 @@ def test_killed_at_several_places_every_promise_is_kept(machine: Machine) -> Non
         assert store.current().id == len(machine.manifest.drops) >= 1
 
 
+@pytest.mark.parametrize("number", [8, 24, 60, 90])
+def test_killed_while_it_makes_its_store_it_makes_it(machine: Machine, number: int) -> None:
+    kill_at(machine, "service", f"call {number}")
+    assert machine.tally.kills == {("service", f"call {number}"): 1} and machine.tally.broken == []
+    assert machine.manifest.published == [[1, 0]] and machine.manifest.drops == set()
+
+
 def test_killed_when_a_drop_was_claimed_its_marker_goes_with_it(machine: Machine) -> None:
     machine.drop()
     kill_at(machine, "service", "after claim_batch")
