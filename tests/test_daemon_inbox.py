@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -139,6 +140,26 @@ def test_a_marker_completes_at_once_and_goes_away_with_the_drop(home: Path, stor
     (home / "inbox" / "a.jsonl.done").touch()
     assert _claim_all(inbox, 61) == ["a.jsonl"]
     assert list((home / "inbox").iterdir()) == []
+
+
+@pytest.mark.parametrize("newer", ["a.jsonl", ""])
+def test_what_came_after_a_drop_was_taken_is_not_its_marker(home: Path, store: Store, newer: str) -> None:
+    drop(home, "a.jsonl")
+    (home / "inbox" / "a.jsonl").rename(store.spool / ("0" * 32 + "a.jsonl"))
+    time.sleep(0.02)  # the clock of the disk ticks
+    if newer:
+        drop(home, newer, "another\n")
+    (home / "inbox" / "a.jsonl.done").write_text("rows\n")
+    _inbox(store).recover(NOW)
+    assert (home / "inbox" / "a.jsonl.done").read_text() == "rows\n"
+
+
+def test_a_folder_that_is_called_like_a_marker_is_not_removed(home: Path, store: Store) -> None:
+    drop(home, "a.jsonl")
+    (home / "inbox" / "a.jsonl.done").mkdir()
+    (home / "inbox" / "a.jsonl.done" / "b.jsonl").write_text("row\n")
+    assert _claim_all(_inbox(store), 0) == ["a.jsonl"]
+    assert (home / "inbox" / "a.jsonl.done" / "b.jsonl").exists()
 
 
 def test_a_manifest_completes_only_when_every_file_matches(home: Path, store: Store) -> None:
@@ -331,14 +352,19 @@ class _CrashingDisk(FileSystem):
         return super().open_write(path, mode)
 
 
+@pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("linked", [False, True])
-def test_a_crash_at_any_step_of_a_claim_leaves_the_drop_to_be_claimed_once(tmp_path: Path, linked: bool) -> None:
+def test_a_crash_at_any_step_of_a_claim_leaves_the_drop_to_be_claimed_once(
+    tmp_path: Path, linked: bool, marked: bool
+) -> None:
     home = make_home(tmp_path)
     for at in range(60):
         name, content = f"{at}.jsonl", f"row {at}\n"
         drop(home, name, content)
         if linked:
             os.link(home / "inbox" / name, home / f"{at}.other")
+        if marked:
+            (home / "inbox" / f"{name}.done").touch()
         died = False
         with Store.open(home) as store, use(_CrashingDisk(at)):
             try:
@@ -350,7 +376,7 @@ def test_a_crash_at_any_step_of_a_claim_leaves_the_drop_to_be_claimed_once(tmp_p
             inbox = _inbox(store)
             inbox.recover(NOW)
             _claim_all(inbox, 10, 16)
-            assert [row.name for row in store.ledger.batches() if row.name == name] == [name], at
+            assert [row.name for row in store.ledger.batches()] == [f"{number}.jsonl" for number in range(at + 1)]
             assert list((home / "inbox").iterdir()) == [] and list(store.spool.iterdir()) == []
         if not died:
             return
