@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH :=
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check fmt torture soak world world-mid bench-method clean
+.PHONY: setup demo test check fmt torture soak fuzz world world-mid bench-method clean
 
 setup: .venv/.ready
 
@@ -39,6 +39,10 @@ torture: setup
 # a random user and a small disk for an hour; needs root, for a disk of its own
 soak: setup
 	$(BIN)/python -m tests.soak --minutes 60
+
+# hostile files for every reader, for an hour
+fuzz: setup
+	$(BIN)/python -m tests.fuzz --minutes 60
 
 # rebuilds the committed demo model from its seed, byte for byte
 world: setup

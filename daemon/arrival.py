@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from state.batches import check_depth, file_sha256, printable
+from state.batches import check_depth, file_sha256
+from state.text import printable
 
 IGNORED: Final = (
     ".*", "*~", "Thumbs.db", "desktop.ini", "@eaDir", "__MACOSX", "~syncthing~*", "lost+found",
@@ -34,6 +35,7 @@ MARKERS: Final = (".done", ".ready")
 MANIFEST: Final = "manifest.json"
 _SET_BREAK_SIGNAL: Final = 10  # F_SETSIG of fcntl(2)
 _CHUNK_BYTES: Final = 1 << 20
+_MAX_MANIFEST_BYTES: Final = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +170,8 @@ def manifest_matches(folder: Path) -> bool:
     entries = _manifest(folder / MANIFEST)
     if not entries:
         return False
-    with contextlib.suppress(OSError, KeyError, TypeError, AttributeError):
-        wanted = {entry["name"]: entry for entry in entries}
+    with contextlib.suppress(OSError):
+        wanted = {entry.name: entry for entry in entries}
         present = {m.name for m in snapshot(folder).members if m.kind == stat.S_IFREG}
         litter = {name for name in present if is_ignored(name.rpartition("/")[2])}
         if set(wanted) != present - litter - {MANIFEST}:
@@ -178,19 +180,33 @@ def manifest_matches(folder: Path) -> bool:
     return False
 
 
-def _manifest(path: Path) -> list[dict[str, Any]]:
+class _Entry(msgspec.Struct):
+    """One file of a manifest; other keys are passed over."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class _Manifest(msgspec.Struct):
+    files: list[_Entry]
+
+
+def _manifest(path: Path) -> list[_Entry]:
+    """The entries of a manifest; none when it is no such thing, or too big for the supervisor to hold."""
     try:
-        content = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError):
+        with path.open("rb") as file:
+            data = file.read(_MAX_MANIFEST_BYTES + 1)
+        if len(data) > _MAX_MANIFEST_BYTES:
+            return []
+        content = msgspec.json.decode(data, type=list[_Entry] | _Manifest)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return []
-    entries = content.get("files") if isinstance(content, dict) else content
-    return entries if isinstance(entries, list) else []
+    return content.files if isinstance(content, _Manifest) else content
 
 
-def _entry_matches(path: Path, entry: dict[str, Any]) -> bool:
-    if path.lstat().st_size != entry["size"]:
-        return False
-    return file_sha256(path) == str(entry["sha256"]).lower()
+def _entry_matches(path: Path, entry: _Entry) -> bool:
+    return path.lstat().st_size == entry.size and file_sha256(path) == entry.sha256.lower()
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from daemon.rows import BatchError
-from state.batches import printable
+from state.text import printable
 
 _GIB = 1 << 30
 _CHUNK_BYTES = 1 << 20

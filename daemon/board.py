@@ -28,6 +28,9 @@ class Board:
         self._shown: dict[str, Any] = {}
         self._written_at = 0.0
         self._durations_s: dict[str, float] = {}
+        for path in (self._path, self._durations_path):
+            with contextlib.suppress(OSError):
+                _unfinished(path).unlink()  # by a service that was killed while it wrote
 
     def show(self, facts: dict[str, Any], *, at: str) -> bool:
         """Replaces the file by ``facts``, with ``at`` and the process id; False when it is too early for that."""
@@ -76,9 +79,13 @@ def job_facts(job: Job | None, earlier: Mapping[str, float], steps_done: list[st
     }
 
 
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.new")  # one name will do: a home has one service
+
+
 def _replace(path: Path, value: Any) -> None:
     """Readers see the old file or the new one; not flushed to disk, since it means nothing after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _unfinished(path)
     try:
         path.parent.mkdir(mode=0o700, exist_ok=True)
         fd = os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

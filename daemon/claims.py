@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable
 
 import structlog
@@ -11,9 +12,12 @@ from daemon.inbox import Inbox
 from daemon.job import Workshop
 from daemon.log import CLAIMING_RESUMED, CLAIMING_STOPPED, WATCHER_LOST
 from daemon.watcher import Watcher
+from state.errors import LockedError
 
 _log = structlog.get_logger()
 _NOTE = "claims"
+_SLICE_S = 2.0
+"""Claiming goes on for this long; then workers, status and watchdog have their turn before the rest is claimed."""
 
 
 class Claims:
@@ -55,7 +59,11 @@ class Claims:
         self._watch()
         if self._is_due or self._watcher.is_polling or self.inbox.waiting or self.stopped_by:
             self._is_due = False
-            self._try_claiming(self._claim)
+            try:
+                self._try_claiming(self._claim)
+            except LockedError:
+                self._is_due = True  # the drop may lie in the spool by now, where nothing waits for it
+                raise
 
     def is_drained(self) -> bool:
         """Nothing in the inbox will become complete by itself, or nothing can be claimed."""
@@ -63,7 +71,7 @@ class Claims:
 
     def next_look_s(self) -> float | None:
         """Seconds until a drop may have settled; None when no drop is settling."""
-        now, settle_s = self._shop.now(), self._shop.config.inbox.settle_s
+        now, settle_s = self._shop.steady(), self._shop.config.inbox.settle_s
         left = [settle_s - (now - drop.since).total_seconds() for drop in self.inbox.waiting if not drop.is_settled]
         return max(min(left), 0.05) if left else None
 
@@ -77,7 +85,7 @@ class Claims:
     def _scan(self) -> None:
         """Looks at the inbox; that it can be looked at is no reason to go on where something else stopped claiming."""
         try:
-            self.inbox.scan(self._shop.now())
+            self.inbox.scan(self._shop.steady())
         except OSError as err:
             self._stop_claiming(err)
 
@@ -86,10 +94,14 @@ class Claims:
 
     def _claim(self) -> None:
         self._recover()
-        for drop in self.inbox.scan(self._shop.now()):
+        until = time.monotonic() + _SLICE_S
+        for drop in self.inbox.scan(self._shop.steady()):
             if drop.is_complete:
+                if time.monotonic() > until:
+                    return self.look()
                 self._check_space(drop.snapshot.num_bytes)
                 self.inbox.claim(drop, self._shop.stamp())
+        return None
 
     def _check_space(self, num_bytes: int) -> None:
         free, floor = self._shop.free_bytes(), self._shop.config.inbox.min_free_bytes

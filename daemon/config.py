@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from daemon.config_checks import faults
+from state.text import shown
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -28,7 +29,10 @@ HOME_HINT = "`-c` takes the folder of a home or the service.toml in it; `alignd 
 
 
 class ConfigError(ValueError):
-    """service.toml cannot be used; the message names key, value, what is allowed."""
+    """service.toml cannot be used; the message names key, value, what is allowed, and is kept printable."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shown(message))
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -323,11 +327,15 @@ def load(path: Path) -> Config:
     except (OSError, UnicodeDecodeError) as err:
         raise ConfigError(f"{path}: cannot be read: {err}") from err
     try:
-        config = parse(tomllib.loads(text))
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError as err:  # TOMLDecodeError is one; a number of too many digits is another
+        raise ConfigError(f"{path}: not valid TOML: {err}") from err
+    try:
+        config = parse(values)
         if found := faults(config, path.parent):
             raise ConfigError("; ".join(found))
-    except tomllib.TOMLDecodeError as err:
-        raise ConfigError(f"{path}: not valid TOML: {err}") from err
     except ConfigError as err:
         raise ConfigError(f"{path}: {err}") from err
     return config

@@ -12,6 +12,8 @@ from state.layout import Layout
 if TYPE_CHECKING:
     from daemon.config import Config, GateSection, ObjectiveSection, SearchSection
 
+ANSWER_ROOM: Final = 16
+"""Tokens of [derive] max_length that a prompt must leave to its answer and the chat template."""
 _GATES: Final = ("harm", "new_harm", "standing_harm", "over_safety", "right", "utility", "degenerate", "drift")
 _UNREAD_OF_DRIFT: Final = ("min", "max_regression", "max_drift")
 _SEARCH_LISTS: Final = ("retention_rates", "top_fractions", "alphas", "betas")
@@ -23,9 +25,11 @@ def faults(config: Config, home: Path) -> list[str]:
     Args:
         home: the folder of the service.toml, which its paths are relative to.
     """
+    if found := list(_paths(config)):
+        return found  # nothing that looks at the disk may see them
     return [
         *_inbox(config.inbox.path, home),
-        *_paths(config),
+        *_lengths(config),
         *_gates(config),
         *_search(config),
         *_masks(config),
@@ -54,6 +58,17 @@ def _paths(config: Config) -> Iterator[str]:
     for key, path in named.items():
         if not path.strip():
             yield f"{key} is {path!r}; name a file, which need not exist, or leave the key out"
+    for key, path in {**named, "inbox.path": config.inbox.path, "model.base": config.model.base}.items():
+        if "\0" in path:
+            yield f"{key} is {path!r}; no name of a file holds a NUL character"
+
+
+def _lengths(config: Config) -> Iterator[str]:
+    if config.derive.max_length <= ANSWER_ROOM:
+        yield (
+            f"derive.max_length is {config.derive.max_length}; it must be more than {ANSWER_ROOM}, the tokens that a "
+            "prompt leaves to its answer"
+        )
 
 
 def _gates(config: Config) -> Iterator[str]:

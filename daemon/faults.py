@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from state.batches import printable
 from state.errors import RefusedError
+from state.text import printable
 
 UNFIT: Final = (RefusedError, OSError, UnicodeError, RecursionError)
 """What a drop may do to whoever looks at it or takes it in; none of it may cost another drop, or the service."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from dataclasses import dataclass, replace
@@ -11,7 +12,16 @@ from typing import Final
 
 import structlog
 
-from daemon.arrival import UNSEEN, Snapshot, is_ignored, is_open_for_writing, manifest_matches, marker_of, snapshot
+from daemon.arrival import (
+    MARKERS,
+    UNSEEN,
+    Snapshot,
+    is_ignored,
+    is_open_for_writing,
+    manifest_matches,
+    marker_of,
+    snapshot,
+)
 from daemon.config import Config
 from daemon.faults import UNFIT, cause, stops_all
 from daemon.job import ACTOR
@@ -26,9 +36,10 @@ from daemon.log import (
 )
 from daemon.spool import ChangedError, entry_name, spooled_name, take_out
 from state import durable
-from state.batches import identity, printable
+from state.batches import identity
 from state.queue import Claim
 from state.store import Store
+from state.text import printable
 
 _WRITER: Final = "its writer to close it"
 
@@ -132,10 +143,9 @@ class Inbox:
         if drop.snapshot.is_regular and not self._stood_still(drop, entry):
             self._put_back(drop, entry)
             return None
-        claim = self._register(entry, now)
         if drop.marker is not None:
-            drop.marker.unlink(missing_ok=True)
-        return claim
+            _remove_marker(drop.marker)  # while the spool still tells `recover` of it
+        return self._register(entry, now)
 
     def recover(self, now: str) -> list[Claim]:
         """Claims what lies in the spool: drops of an interrupted `claim`, and ones released from quarantine."""
@@ -144,6 +154,7 @@ class Inbox:
             if entry.name.startswith(durable.TEMPORARY_PREFIX):
                 durable.remove_tree(entry)  # a copy that was cut short; its source is still in the inbox
             else:
+                self._remove_markers(entry)
                 claims.append(self._register(entry, now))
         return [claim for claim in claims if claim is not None]
 
@@ -172,7 +183,7 @@ class Inbox:
             drop = Drop(name, path, seen, now)
         else:
             drop = replace(before, seen_times=before.seen_times + 1)
-        marker = next((self.root / (name + end) for end in (".done", ".ready") if name + end in names), None)
+        marker = next((self.root / (name + end) for end in MARKERS if name + end in names), None)
         still_s = (now - drop.since).total_seconds()
         settled = drop.seen_times > 1 and still_s >= self._settings.settle_s
         drop = replace(drop, marker=marker, problem=self._problem(drop), is_settled=settled)
@@ -242,6 +253,15 @@ class Inbox:
         except UNFIT:
             return True  # `_register` finds the same, and does what there is to do
 
+    def _remove_markers(self, entry: Path) -> None:
+        """The markers that a claim left behind which died: they were there before, and their drop is not any more."""
+        path = self.root / spooled_name(entry.name)
+        if os.path.lexists(path):
+            return
+        for marker in (path.with_name(path.name + end) for end in MARKERS):
+            if os.path.lexists(marker) and marker.lstat().st_ctime_ns <= entry.lstat().st_ctime_ns:
+                _remove_marker(marker)
+
     def _put_back(self, drop: Drop, entry: Path) -> None:
         target = drop.path
         while os.path.lexists(target):
@@ -267,3 +287,9 @@ class Inbox:
         self._store.set_aside(entry, name=name, reason=reason, actor=ACTOR, now=now)
         self.num_set_aside += 1
         _log.warning(BATCH_QUARANTINED, batch_name=name, reason=reason)
+
+
+def _remove_marker(marker: Path) -> None:
+    with contextlib.suppress(PermissionError):  # then it is told as what lies in the inbox
+        if not marker.is_dir():
+            durable.remove_tree(marker)

@@ -11,8 +11,10 @@ from typing import Any, cast
 
 from tokenizers import Tokenizer
 
+from daemon.basemodel import context_tokens, read_tokenizer
 from daemon.batch_files import Limits
 from daemon.config import Config
+from daemon.config_checks import ANSWER_ROOM
 from daemon.formats import ParsedBatch, read_batch
 from daemon.probes import ProbeFiles, load
 from daemon.progress import Outcome, Reporter
@@ -25,8 +27,6 @@ SPLIT_SEED = "alignd batch split 1"
 _MAX_SHOWN = 3
 _CHUNK_TEXTS = 64
 """Texts that are tokenised in one call: more are slower, since all their tokens are held at once."""
-ANSWER_ROOM = 16
-"""Tokens of [derive] max_length that a prompt must leave to its answer and the chat template."""
 _ONE_GROUP = (
     "nearly all of its {num} rows share one prompt or one response, so none can be held out to judge by (the first: "
     "{places}); drop it again together with rows of other prompts and responses"
@@ -135,8 +135,8 @@ def join(earlier: Mapping[str, TakenIn], sha256: str, taken: TakenIn) -> dict[st
 
 def sequence_limit(model: Path, config: Config) -> int:
     """Tokens of prompt and response together: [derive] max_length, or the model's context where that is shorter."""
-    context = json.loads((model / "config.json").read_bytes()).get("max_position_embeddings")
-    return min(config.derive.max_length, context) if isinstance(context, int) else config.derive.max_length
+    context = context_tokens(model)
+    return config.derive.max_length if context is None else min(config.derive.max_length, context)
 
 
 class _TokenCounter:
@@ -179,7 +179,7 @@ class _TokenCounter:
 def _tokenizer(base: Path) -> Tokenizer:
     file = base / "tokenizer.json"
     if file.is_file():
-        return Tokenizer.from_file(str(file))
+        return read_tokenizer(file)
     from patches.model import load_tokenizer  # torch comes with it, so only where the tokenizer has to be converted
 
     return cast(Tokenizer, load_tokenizer(base).backend_tokenizer)

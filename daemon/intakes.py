@@ -41,8 +41,8 @@ class Intakes:
         return [row for row in self._shop.store.ledger.batches("queued") if not row.stats]
 
     def next_retry(self) -> datetime | None:
-        """When a failed intake is tried again; None when none waits."""
-        now = self._shop.now()
+        """When a failed intake is tried again, by `Workshop.steady`; None when none waits."""
+        now = self._shop.steady()
         return min((at for at in self._not_before.values() if at > now), default=None)
 
     def stop(self) -> None:
@@ -55,11 +55,11 @@ class Intakes:
         """Ends the worker because the store cannot be written now, and tries again later."""
         if self.job is not None:
             schedule = self._shop.config.schedule
-            self._not_before[self.job.name] = retry_at(self._shop.now(), 1, schedule.retry_s)
+            self._not_before[self.job.name] = retry_at(self._shop.steady(), 1, schedule.retry_s)
         self.stop()
 
     def _start_next(self) -> None:
-        now = self._shop.now()
+        now = self._shop.steady()
         for row in self.waiting():
             if self._not_before.get(row.sha256, now) <= now:
                 self.job = self._shop.start("intake", row.sha256)
@@ -98,7 +98,7 @@ class Intakes:
         if not ending.retry or (verdict.accepted and not ending.blameless):
             self._quarantine(row, "; ".join((ending.reason, *verdict.reasons)))
         else:
-            self._not_before[row.sha256] = retry_at(self._shop.now(), max(attempts, 1), schedule.retry_s)
+            self._not_before[row.sha256] = retry_at(self._shop.steady(), max(attempts, 1), schedule.retry_s)
             told = f"batch {row.name} waits: {ending.reason}" if ending.blameless else ""
             self._shop.note(_NOTE, told, is_stall=True)
 

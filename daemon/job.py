@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal
 
@@ -47,6 +47,14 @@ class Workshop:
     """What a person should know, by the part that says it."""
     stalled: set[str] = field(default_factory=set)
     """Parts whose note names what a person has to mend before they go on: the disk, the settings, the probes."""
+
+    def __post_init__(self) -> None:
+        self._began = self.now(), time.monotonic()
+
+    def steady(self) -> datetime:
+        """A time that only goes forward, by the seconds that really pass: for waits, which outlast a jump of the clock."""
+        began, at_s = self._began
+        return began + timedelta(seconds=time.monotonic() - at_s)
 
     def stamp(self) -> str:
         """The time now, as the ledger writes it."""

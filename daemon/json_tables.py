@@ -17,6 +17,8 @@ from daemon.rows import BatchError
 from daemon.signatures import fits_a_signature
 
 _decode = msgspec.json.Decoder().decode
+_MAX_VALUES = 16_000_000
+"""Of one document: a value of two bytes takes up to a hundred once it is decoded."""
 
 
 def json_objects(first: bytes, lines: Lines, limits: Limits) -> Table:
@@ -56,6 +58,10 @@ def _json_object(line: bytes, lines: Lines) -> Record:
 
 def json_document(data: bytes, lines: Lines) -> Table:
     """A list of objects, an object that holds one such list, or a single object that is a row itself."""
+    num_values = sum(map(data.count, (b",", b"[", b"{")))  # more by what of it stands in texts, never less
+    if num_values > _MAX_VALUES:
+        what = f"a document of more than {_MAX_VALUES} values, which would not fit into memory"
+        raise BatchError(lines.name, None, what, hint="write it as JSON Lines, or split it")
     try:
         value = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -93,11 +99,20 @@ def _json_fault(data: bytes, lines: Lines, *, is_document: bool) -> BatchError:
         what = "JSON that ends too early" if _ends_early(err) else "not valid JSON"
         line = lines.number + err.lineno - 1
         return _at_line(lines.name, line, what, is_document=is_document)
-    odd = _LONE_SURROGATE.search(text)
-    what = "text with a lone surrogate" if odd else "NaN or Infinity, which JSON does not have"
-    odd = odd or _NOT_A_NUMBER.search(text)
+    except ValueError:  # Python's own limit of digits
+        pass
+    what, odd = _odd_value(text)
     line = lines.number + (text.count("\n", 0, odd.start()) if odd else 0)
     return _at_line(lines.name, line, what, is_document=is_document)
+
+
+def _odd_value(text: str) -> tuple[str, re.Match[str] | None]:
+    """What the slower parser passes over, and where it stands."""
+    if odd := _LONE_SURROGATE.search(text):
+        return "text with a lone surrogate", odd
+    if odd := _NOT_A_NUMBER.search(text):
+        return "NaN or Infinity, which JSON does not have", odd
+    return "a number that is out of every range", _LONG_NUMBER.search(text)
 
 
 def _ends_early(err: json.JSONDecodeError) -> bool:
@@ -109,6 +124,7 @@ def _ends_early(err: json.JSONDecodeError) -> bool:
 _LONE_SURROGATE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
+_LONG_NUMBER = re.compile(r"\d{300}|\d[eE]\+?\d{3}")
 _NOT_A_NUMBER = re.compile(r"[:,\[]\s*(NaN|-?Infinity)")
 
 

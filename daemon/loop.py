@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
@@ -33,6 +34,8 @@ from state.rows import BatchRow
 TICK_S: Final = 1.0
 """Commands write to the ledger; this is how long one of them may go unnoticed."""
 _TRANSIENT: Final = (LockedError, OSError)
+_NOTE: Final = "store of "
+_LINK: Final = "link and audit"
 
 _log = structlog.get_logger()
 
@@ -51,6 +54,8 @@ class Loop:
         self._board = Board(shop.home)
         self._seen_version: tuple[int, int] | None = None
         self._queue: list[BatchRow] = []
+        self._rescanned_at = shop.steady()
+        self._retry_at: datetime | None = None
         self._is_told = False
         self._told: object = None
 
@@ -72,16 +77,21 @@ class Loop:
         Args:
             woken: False when the loop only looks by itself; then a tick at rest costs next to nothing.
         """
+        self._guard("ledger", lambda: self._turn(woken=woken), self._tell_in_short)
+        self._ping()
+
+    def _turn(self, *, woken: bool) -> None:
         version = self.shop.store.ledger.data_version()
         changed = version != self._seen_version
         self._seen_version = version  # as of before the work: what comes in meanwhile is work for the next tick
-        if changed:
-            self.claims.look()  # a command may have put a drop back
+        if changed or self._is_rescan_due():
+            self.claims.look()  # a command may have put a drop back, and the watcher may have missed one
+        if changed or _NOTE + _LINK in self.shop.notes:
+            self._guard(_LINK, self._catch_up, _nothing)
         self._guard("claims", self.claims.tick, _nothing)
-        if woken or changed or self._jobs() or not self._is_told or self._standing() != self._told:
+        if woken or changed or self._jobs() or self._is_retry_due() or self._is_untold():
             self._work()
             self._tell(changed=changed)
-        self._ping()
 
     def _work(self) -> None:
         self._guard("intakes", self.intakes.tick, self.intakes.suspend)
@@ -89,8 +99,27 @@ class Loop:
         self._guard("verify", self.scrub.tick, self.scrub.stop)
         self._board.save_durations(self.rounds.durations_s)
         times = [when for when in (self.rounds.next_retry(), self.intakes.next_retry()) if when is not None]
-        if times:
-            self._timers.wake_at(min(times))
+        self._retry_at = min(times, default=None)
+
+    def _is_untold(self) -> bool:
+        return not self._is_told or self._standing() != self._told
+
+    def _is_retry_due(self) -> bool:
+        return self._retry_at is not None and self._retry_at <= self.shop.steady()
+
+    def _is_rescan_due(self) -> bool:
+        if self.shop.steady() < self._rescan_at():
+            return False
+        self._rescanned_at = self.shop.steady()
+        return True
+
+    def _rescan_at(self) -> datetime:
+        return self._rescanned_at + timedelta(seconds=self.shop.config.inbox.rescan_s)
+
+    def _catch_up(self) -> None:
+        done = self.shop.store.catch_up()
+        if done:
+            _log.info(SERVICE_RECOVERED, done=done)
 
     def _standing(self) -> object:
         """What can change while nothing wakes the loop."""
@@ -103,7 +132,9 @@ class Loop:
 
     def patience_s(self) -> float:
         """Seconds until something is due that wakes nobody."""
-        return self.claims.next_look_s() or TICK_S
+        due = min(self._rescan_at(), self._retry_at or datetime.max.replace(tzinfo=UTC))
+        left_s = max((due - self.shop.steady()).total_seconds(), 0.05)
+        return min(self.claims.next_look_s() or TICK_S, left_s)
 
     def is_drained(self) -> bool:
         """Nothing is left that would go on by itself."""
@@ -159,12 +190,18 @@ class Loop:
         try:
             action()
         except _TRANSIENT as err:
-            _log.error(SERVICE_FAILED, part=part, error=type(err).__name__, reason=str(err))
+            said, key = f"the store cannot be written: {err}", _NOTE + part
+            if self.shop.notes.get(key) != said:
+                _log.error(SERVICE_FAILED, part=part, error=type(err).__name__, reason=str(err))
             is_busy = isinstance(err, LockedError)  # that passes by itself
-            self.shop.note(f"store of {part}", f"the store cannot be written: {err}", is_stall=not is_busy)
+            self.shop.note(key, said, is_stall=not is_busy)
             on_trouble()
         else:
-            self.shop.note(f"store of {part}", "")
+            self.shop.note(_NOTE + part, "")
+
+    def _tell_in_short(self) -> None:
+        """What can be told without the ledger."""
+        self._notify.status("; ".join(self.shop.notes.values()))
 
     def _tell(self, *, changed: bool) -> None:
         if changed:

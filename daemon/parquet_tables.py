@@ -2,44 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from daemon.batch_files import Budget, Member
+from daemon.batch_files import Budget, Limits, Member
 from daemon.lines import Records, Table
 from daemon.rows import BatchError
 
 _PARQUET_ROWS = 1024  # unpacked at a time
-_MAX_PACKING = 200  # times; text in a dictionary, where no value repeats, packs 3 to 10 times
-_UNSUSPICIOUS_BYTES = 1 << 20
+_MAX_CHAR_BYTES = 4
+_FAULTS = (OSError, ValueError, ArithmeticError, LookupError)
+"""Beside Arrow's own: names that are not UTF-8, and times that Python has no value or no zone for."""
 
 
-def parquet_table(member: Member, whole: bytes | None, budget: Budget) -> Table:
+def parquet_table(member: Member, whole: bytes | None, limits: Limits, budget: Budget) -> Table:
     import pyarrow as pa  # half a second that only zstd and Parquet should cost
     import pyarrow.parquet as pq
 
+    source = member.raw if whole is None else pa.BufferReader(whole)
     try:
-        file = pq.ParquetFile(member.raw if whole is None else pa.BufferReader(whole))
-    except (pa.ArrowException, OSError) as err:
+        file = pq.ParquetFile(source)
+        names = tuple(file.schema_arrow.names)
+    except (pa.ArrowException, *_FAULTS) as err:
         raise _parquet_fault(err, member.name, None) from None
-    _refuse_bomb(file.metadata, member.name)
-    names = tuple(file.schema_arrow.names)
-    return Table("parquet", names, lambda wanted: _parquet_records(file, wanted, member.name, budget))
+
+    def records(wanted: frozenset[str]) -> Records:
+        _refuse_giants(
+            source, file.metadata, member.name, _columns(file, wanted), _MAX_CHAR_BYTES * limits.max_cell_chars
+        )
+        yield from _parquet_records(file, wanted, member.name, budget)
+
+    return Table("parquet", names, records)
 
 
-def _refuse_bomb(metadata: Any, name: str) -> None:
-    """Refuse a huge packed dictionary value: each row that points at it would unpack it once more."""
-    groups = (metadata.row_group(place) for place in range(metadata.num_row_groups))
-    for chunk in (group.column(place) for group in groups for place in range(group.num_columns)):
-        most = max(_UNSUSPICIOUS_BYTES, _MAX_PACKING * chunk.total_compressed_size)
-        if chunk.has_dictionary_page and chunk.total_uncompressed_size > most:
-            what = f"a Parquet column that is packed more than {_MAX_PACKING} times"
-            raise BatchError(name, None, what, hint="write it without a dictionary, or as JSON Lines")
+def _refuse_giants(source: Any, metadata: Any, name: str, columns: list[str], most_bytes: int) -> None:
+    """Refuse a dictionary with a value that no cell may have, whatever the file says about its sizes.
+
+    Read as it is packed, a dictionary is there once; unpacked, once for each row that points at it. What the metadata of
+    a column says is not asked: it may lie, and pyarrow ends the process on some that is damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    leaves = [metadata.schema.column(place).path for place in range(len(metadata.schema))]
+    try:
+        file = pq.ParquetFile(source, metadata=metadata, read_dictionary=leaves)
+        for group in range(metadata.num_row_groups):
+            for column in next(file.iter_batches(1, row_groups=[group], columns=columns), pa.table({})).columns:
+                for values in _dictionaries(column):
+                    if (pc.max(pc.binary_length(values)).as_py() or 0) > most_bytes:
+                        what = f"a Parquet column with a text of more than {most_bytes} bytes"
+                        raise BatchError(name, None, what, hint="shorten it or leave the row out")
+    except (pa.ArrowException, *_FAULTS) as err:
+        raise _parquet_fault(err, name, None) from None
+
+
+def _dictionaries(column: Any) -> Iterator[Any]:
+    """The texts of every dictionary in a column, however deep it lies."""
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        if pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type):
+            yield column.dictionary
+    elif pa.types.is_struct(kind):
+        for child in column.flatten():
+            yield from _dictionaries(child)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        yield from _dictionaries(column.values)
+
+
+def _columns(file: Any, wanted: frozenset[str]) -> list[str]:
+    return [column for column in file.schema_arrow.names if column.strip().lower() in wanted]
 
 
 def _parquet_records(file: Any, wanted: frozenset[str], name: str, budget: Budget) -> Records:
     import pyarrow as pa
 
-    columns = [column for column in file.schema_arrow.names if column.strip().lower() in wanted]
+    columns = _columns(file, wanted)
     names = [column.strip().lower() for column in columns]
     row = 0
     try:
@@ -49,7 +90,7 @@ def _parquet_records(file: Any, wanted: frozenset[str], name: str, budget: Budge
             start = row + 1
             for row, cells in enumerate(zip(*map(_values, batch.columns), strict=True), start):
                 yield row, dict(zip(names, cells, strict=True))
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
+    except (pa.ArrowException, *_FAULTS) as err:
         raise _parquet_fault(err, name, row + 1) from None
 
 

@@ -165,7 +165,7 @@ def read(path: Path) -> tuple[tuple[ProbeRow, ...], str]:
 def _row(path: Path, number: int, line: bytes, decode: Callable[[bytes], _Line]) -> ProbeRow:
     try:
         found = decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise ConfigError(f"{path}, line {number}: {_safe(err)}; one JSON object a line is expected") from err
     messages = found.messages or ([{"role": "user", "content": found.prompt}] if found.prompt else [])
     if any(set(turn) != {"role", "content"} for turn in messages) or not _question(messages):
@@ -183,6 +183,8 @@ def _question(messages: Sequence[dict[str, str]]) -> str:
 
 def _safe(err: Exception) -> str:
     """The decoder's complaint; it names paths and byte positions, never the text."""
+    if isinstance(err, RecursionError):
+        return "nested too deeply"
     return str(err) if isinstance(err, msgspec.DecodeError) else "not UTF-8"
 
 

@@ -10,6 +10,8 @@ from typing import Any, Final, Literal, TextIO
 
 import msgspec
 
+from state.text import printable
+
 ResultName = Literal["ready", "rejected", "quarantined", "accepted"]
 MIN_INTERVAL_S: Final = 0.2
 """Progress lines are not sent closer together than this, except at the ends of a step."""
@@ -70,7 +72,7 @@ def decode_event(line: bytes | str) -> Event | None:
     """The event of one line, or None when the line is none."""
     try:
         return _DECODER.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
@@ -105,11 +107,11 @@ class Reporter:
 
     def done(self, outcome: Outcome) -> None:
         """Tells the outcome; the last line."""
-        self._send(DoneEvent(outcome.outcome, list(outcome.reasons), dict(outcome.result)))
+        self._send(DoneEvent(outcome.outcome, [printable(reason) for reason in outcome.reasons], dict(outcome.result)))
 
     def failed(self, reason: str, *, retry: bool, blameless: bool = False) -> None:
         """Tells that the job cannot go on; the last line."""
-        self._send(FailedEvent(reason, retry, blameless))
+        self._send(FailedEvent(printable(reason), retry, blameless))
 
     def _send(self, event: Event) -> None:
         self._stream.write(msgspec.json.encode(event).decode() + "\n")

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from daemon import probes
 from daemon.candidate import Candidate, keep_patch, merge_edits, sparse_entries, write_candidate
 from daemon.config import Config, GatesSection, to_dict
+from daemon.groundwork import sound_models
 from daemon.intake import TakenIn, UnusableBatchError, join, take_in
 from daemon.lineage import Lineage, claims, earlier_batches, lineage_of, remerge_edits
 from daemon.measuring import counts, gate_results, gate_sets, measure_sets, metrics
@@ -65,7 +66,8 @@ def run(store: Store, config: Config, row: RoundRow, reporter: Reporter) -> Outc
     files = probes.load(store.home, config)
     row = settle(store, config, row, files)
     round_ = Round(store, config, row, reporter, files, dict(row.artefacts))
-    return _revert(round_) if row.kind == "revert" else _batch(round_)
+    with sound_models(store, row):
+        return _revert(round_) if row.kind == "revert" else _batch(round_)
 
 
 def _batch(round_: Round) -> Outcome:
@@ -214,8 +216,6 @@ def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[s
 def _open_bench(round_: Round, batches: Mapping[str, TakenIn]) -> Workbench:
     store, config = round_.store, round_.config
     harmful = [row.response for taken in batches.values() for row in taken.rows]
-    for version in (round_.row.parent, 0):
-        ModelFolder.open(store.model_path(version))  # names a damaged file, which torch's loader does not
     bench = Workbench.open(
         config, store.model_path(round_.row.parent), store.model_path(0), round_.files, harmful=harmful
     )

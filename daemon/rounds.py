@@ -71,8 +71,8 @@ class Rounds:
         return next((row for row in ledger.batches("queued") if row.stats), None)
 
     def next_retry(self) -> datetime | None:
-        """When a failed round is tried again; None when none waits."""
-        waits = self._not_before is not None and self._not_before > self._shop.now()
+        """When a failed round is tried again, by `Workshop.steady`; None when none waits."""
+        waits = self._not_before is not None and self._not_before > self._shop.steady()
         return self._not_before if waits else None
 
     def stop(self) -> None:
@@ -86,7 +86,7 @@ class Rounds:
     def suspend(self) -> None:
         """Ends the worker because the store cannot be written now, and tries again later."""
         self.stop()
-        self._not_before = retry_at(self._shop.now(), 1, self._shop.config.schedule.retry_s)
+        self._not_before = retry_at(self._shop.steady(), 1, self._shop.config.schedule.retry_s)
 
     def _attend(self, job: Job) -> None:
         overtaken = self._overtaken_by(job.name)
@@ -137,7 +137,7 @@ class Rounds:
 
     def _may_start(self) -> Decision:
         config, store, now = self._shop.config, self._store, self._shop.now()
-        held, paused = store.held, store.paused
+        held, paused, retry = store.held, store.paused, self.next_retry()
         waiting = [row.name for row in store.ledger.versions("awaiting_approval")]
         situation = Situation(
             held=held.reason if held else None,
@@ -146,7 +146,7 @@ class Rounds:
             free_bytes=self._shop.free_bytes(),
             min_free_bytes=config.inbox.min_free_bytes,
             missing_probes=self._probes.lacking(self._shop.home, config),
-            retry_at=self._not_before,
+            retry_at=now + (retry - self._shop.steady()) if retry else None,
         )
         window = cron_setting("schedule.training_window", config.schedule.training_window)
         return may_start_round(now, window, situation)

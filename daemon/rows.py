@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from state.text import shown
+
 
 class Message(msgspec.Struct, frozen=True, gc=False):
     """One turn of a chat; ``role`` is ``system``, ``user`` or ``assistant``."""
@@ -40,9 +42,9 @@ class BatchError(Exception):
     """
 
     def __init__(self, file: str, row: int | None, what: str, *, hint: str = "") -> None:
-        self.file, self.row, self.what, self.hint = file, row, what, hint
+        self.file, self.row, self.what, self.hint = file, row, shown(what), hint
         place = file if row is None else f"{file}, row {row}"
-        super().__init__(f"{place}: {what}" + (f"; {hint}" if hint else ""))
+        super().__init__(f"{place}: {self.what}" + (f"; {hint}" if hint else ""))
 
 
 class Origin(NamedTuple):

@@ -70,7 +70,7 @@ def read_progress(home: Path) -> dict[str, Any]:
     """What the service last said about itself; empty when it said nothing readable."""
     try:
         value = json.loads((home / PROGRESS_FILE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -35,7 +35,7 @@ def read_table(member: Member, content: Content, limits: Limits, budget: Budget)
     head = stream.peek(_HEAD_BYTES)[:_HEAD_BYTES]
     if head.startswith(_PARQUET):
         whole = document(stream, name, limits) if content.compression else None
-        return parquet_table(member, whole, budget)
+        return parquet_table(member, whole, limits, budget)
     _refuse_binary(head, name)
     skipped = len(stream.read(len(_BOM))) if head.startswith(_BOM) else 0
     lines = Lines(stream, name, skipped)

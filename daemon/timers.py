@@ -1,4 +1,7 @@
-"""Clock-driven wake-ups. A job only wakes the control loop; what is due is decided there, from the ledger."""
+"""Wake-ups at times of the clock. A job only wakes the control loop; what is due is decided there, from the ledger.
+
+What comes after some seconds is the loop's own: these here go by the clock of the wall, which may be set.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,11 @@ import structlog
 from apscheduler.events import EVENT_JOB_ERROR, EVENT_JOB_MAX_INSTANCES, EVENT_JOB_MISSED
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
-from apscheduler.triggers.date import DateTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 
 from daemon.config import Config, ConfigError
 from daemon.log import TIMER_FAILED
 from policies.cron import Cron, parse_cron
 
-RESCAN: Final = "rescan"
-RETRY: Final = "retry"
 TRAINING_WINDOW: Final = "training_window"
 VERIFY: Final = "verify"
 
@@ -45,7 +44,7 @@ class CronTrigger(BaseTrigger):  # type: ignore[misc]
 
 
 class Timers:
-    """Wakes the control loop by name: `RESCAN`, `RETRY`, `TRAINING_WINDOW`, `VERIFY`.
+    """Wakes the control loop by name: `TRAINING_WINDOW`, `VERIFY`.
 
     Args:
         wake: called on a timer thread with the reason; must only set a flag.
@@ -63,16 +62,11 @@ class Timers:
         schedule = config.schedule
         window = cron_setting("schedule.training_window", schedule.training_window)
         verify = cron_setting("schedule.verify", schedule.verify) if schedule.verify else None
-        self._put(RESCAN, IntervalTrigger(seconds=config.inbox.rescan_s, timezone=UTC))
         self._put(TRAINING_WINDOW, CronTrigger(window))
         if verify is not None:
             self._put(VERIFY, CronTrigger(verify))
         elif self._scheduler.get_job(VERIFY):
             self._scheduler.remove_job(VERIFY)
-
-    def wake_at(self, when: datetime) -> None:
-        """Wakes with `RETRY` at ``when``; a later call replaces an earlier one."""
-        self._put(RETRY, DateTrigger(run_date=when, timezone=UTC))
 
     def start(self) -> None:
         """Starts the timer thread."""

@@ -40,7 +40,7 @@ class Verdicts:
         self._store = shop.store
 
     def conclude(self, round_id: str, ending: Ending) -> datetime | None:
-        """Does what the outcome asks for; when the round is to be resumed, or None when it has ended.
+        """Does what the outcome asks for; when the round is to be resumed (`Workshop.steady`), or None when it has ended.
 
         Raises:
             LockedError, OSError: the store cannot be written now; the round is as it was, and may be resumed.
@@ -128,7 +128,7 @@ class Verdicts:
             self._give_up(row, "; ".join((ending.reason, *verdict.reasons)))
             return None
         self._store.count_attempt(row.id)
-        return retry_at(self._shop.now(), row.attempts, schedule.retry_s)
+        return retry_at(self._shop.steady(), row.attempts, schedule.retry_s)
 
     def _give_up(self, row: RoundRow, reason: str) -> None:
         self._shop.num_bad += 1
@@ -141,7 +141,7 @@ class Verdicts:
         """The round stays as it is, and no attempt counts: the disk or a file of the user is to blame."""
         _log.error(ROUND_HELD_BACK, round=row.id, reasons=[reason])
         self._shop.note(_NOTE, f"round {row.id} waits: {reason}", is_stall=True)
-        return retry_at(self._shop.now(), 1, self._shop.config.schedule.retry_s)
+        return retry_at(self._shop.steady(), 1, self._shop.config.schedule.retry_s)
 
     def _tidy(self, round_id: str) -> None:
         self._clear(round_id)

@@ -17,6 +17,7 @@ import structlog
 
 from daemon import config as settings
 from daemon import exitcodes
+from daemon.groundwork import check_texts
 from daemon.log import WORKER_FAILED, Format, configure
 from daemon.progress import Outcome, Reporter
 from patches.errors import PatchError
@@ -83,6 +84,7 @@ def _work(home: Path, kind: str, name: str, reporter: Reporter, *, config_path: 
 def _intake(store: Store, sha256: str, reporter: Reporter, config_path: Path) -> Outcome:
     from daemon import intake  # the supervisor never gets here, and must not pay for it
 
+    check_texts(store)
     return intake.run(store, settings.load(config_path), sha256, reporter)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -140,6 +140,7 @@ def derive(
     Raises:
         NothingTrainedError: no rows, no response tokens, no gradient, or no weight changed.
         NonFiniteError: a loss or a gradient is NaN or infinite.
+        MemoryError: there is not enough even for one row at a time.
     """
     if not batch.rows:
         raise NothingTrainedError("no rows to train on")
@@ -163,7 +164,7 @@ def _train(
     for step in range(recipe.max_steps):
         counts = [recipe.batch_rows] + [recipe.hold_rows] * (len(terms) - 1)
         picks = [sampler.next(count) for sampler, count in zip(samplers, counts, strict=True)]
-        results = [_backward(runner, term, picked) for term, picked in zip(terms, picks, strict=True)]
+        results, runner = _gradients(runner, terms, picks, optimizer)
         values = {term.name: value for term, (value, _) in zip(terms, results, strict=True)}
         if not _step(optimizer, training.parameters, recipe.max_grad_norm):
             reason = _vanished(step)
@@ -176,6 +177,36 @@ def _train(
             reason = f"stop_loss {recipe.stop_loss} passed at {rule.smoothed:.3f}"
             break
     return DeriveReport(len(losses), reason, losses[0], losses[-1], tuple(losses), values)
+
+
+def _gradients(
+    runner: Runner, terms: Sequence[Term], picks: Sequence[Sequence[int]], optimizer: torch.optim.Optimizer
+) -> tuple[list[tuple[float, float]], Runner]:
+    """Accumulate all terms' gradients, what `_backward` returns of each; and the runner that there was memory for.
+
+    A step that runs out of memory is done again in forward passes of half as many tokens, which add up to the same
+    gradient, down to one row at a time.
+    """
+    longest = max(len(term.rows[i].ids) for term, picked in zip(terms, picks, strict=True) for i in picked)
+    while True:
+        try:
+            return [_backward(runner, term, picked) for term, picked in zip(terms, picks, strict=True)], runner
+        except (MemoryError, RuntimeError) as err:
+            if not _is_out_of_memory(err):
+                raise
+            if runner.max_tokens <= longest:
+                raise MemoryError(
+                    f"no memory to train on one row of {longest} tokens; lower derive.max_length"
+                ) from err
+        # out of the handler, where the error still holds what was in memory
+        optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        runner = replace(runner, max_tokens=max(runner.max_tokens // 2, longest))
+
+
+def _is_out_of_memory(err: Exception) -> bool:
+    # on the CPU torch has no class of its own for it
+    return isinstance(err, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(err)
 
 
 def _backward(runner: Runner, term: Term, picked: Sequence[int]) -> tuple[float, float]:

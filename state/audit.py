@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from state.ledger import Ledger
 
 FIRST_PREV = "0" * 64
+_TOO_BIG = 1 << 63
 _SEQ, _HASH, _OFFSET = "audit_seq", "audit_hash", "audit_offset"
 
 
@@ -122,19 +123,21 @@ def _end_faults(store: StoreCore, seq: int, last: str) -> list[str]:
 
 
 def _cut_torn_tail(store: StoreCore, expected: bytes) -> bytes:
-    """Cut what a crash left half written after the last settled line; return what is to be appended."""
+    """Cut what a crash or a fault left behind the last settled line; return what is to be appended.
+
+    Also whole lines are cut and written again: they may never have reached the disk.
+    """
     settled = int(store.ledger.note(_OFFSET, "0"))
     if not store.audit_path.exists():
         return expected
     with store.audit_path.open("rb") as file:
         file.seek(settled)
         tail = file.read()
-    if tail.startswith(expected):
-        return b""
-    if tail and not expected.startswith(tail):
+    if tail.startswith(expected) and tail != expected:
+        return b""  # somebody else wrote there: `verify` tells of it
+    if tail:
         durable.truncate(store.audit_path, settled)
-        return expected
-    return expected[len(tail) :]
+    return expected
 
 
 def _lines(store: StoreCore) -> Iterator[bytes]:
@@ -156,9 +159,10 @@ def _required(store: StoreCore, number: int, line: bytes) -> AuditRow:
 def _parse(line: bytes) -> AuditRow | None:
     try:
         row = AuditRow(**json.loads(line))
-    except (ValueError, TypeError):
+        _encode(row)  # NaN and lone surrogates can be read, though no line is written with them
+    except (ValueError, TypeError, RecursionError):
         return None
-    return row if isinstance(row.seq, int) else None
+    return row if type(row.seq) is int and abs(row.seq) < _TOO_BIG else None
 
 
 def _encode(row: AuditRow) -> bytes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from state import durable
 from state.errors import RefusedError
+from state.text import printable
 
 READ_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -43,11 +44,6 @@ def check_depth(member: Path) -> None:
     if len(member.parts) > MAX_DEPTH:
         what = f"{printable(member.parts[0])}: holds folders deeper than {MAX_DEPTH} levels"
         raise RefusedError(what, "flatten them, and drop the batch again")
-
-
-def printable(name: str) -> str:
-    """A file's name with everything escaped that would break a terminal, a log line or UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
 
 
 def identity(path: Path) -> str:

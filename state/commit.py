@@ -53,6 +53,7 @@ class Versions(Switch):
         with self._changing(f"commit {round_id}"):
             round_ = self.round(round_id)
             if round_.version is not None:
+                self._follow()  # a fault may have kept the link from it
                 return self.version(round_.version)
             if round_.state != "running":
                 raise RefusedError(f"round {round_id} is {round_.state}, not running")

@@ -164,6 +164,21 @@ class StoreCore(Layout):
             audit.record(self.ledger, action, subject, actor=actor, now=now, details=details or {})
         self._follow()
 
+    def catch_up(self) -> list[str]:
+        """Do to link and audit file what a fault of the disk kept from them after the ledger had it, and say what."""
+        if not self._is_link_behind() and not self.ledger.outbox():
+            return []
+        with self._changing("catch up"):
+            return self._catch_up()
+
+    def _catch_up(self) -> list[str]:
+        done = []
+        if self._follow_link():
+            done.append(f"pointed current at {self.current().name}")
+        if audit.flush(self):
+            done.append("appended audit lines from the ledger")
+        return done
+
     def _follow(self) -> None:
         """Make the link and the audit file agree with the ledger."""
         self._follow_link()
@@ -175,12 +190,14 @@ class StoreCore(Layout):
                 raise
 
     def _follow_link(self) -> bool:
-        target = f"v{self.ledger.current_pointer().version}"
-        link = self.current_link
-        if link.is_symlink() and str(link.readlink()) == target:
+        if not self._is_link_behind():
             return False
-        durable.replace_symlink(link, target)
+        durable.replace_symlink(self.current_link, f"v{self.ledger.current_pointer().version}")
         return True
+
+    def _is_link_behind(self) -> bool:
+        target, link = f"v{self.ledger.current_pointer().version}", self.current_link
+        return not link.is_symlink() or str(link.readlink()) != target
 
 
 def free_reserve(layout: Layout) -> bool:

@@ -1,11 +1,16 @@
 """What can go wrong with the store; the class says what the caller does next."""
 
+from state.text import shown
+
 
 class StoreError(Exception):
-    """Root of every error of `state`; `hint` says what the user can do next, or is empty."""
+    """Root of every error of `state`; `hint` says what the user can do next, or is empty.
+
+    A message may name what stands in a file that somebody else made: it is kept printable, and is not endless.
+    """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(shown(message))
         self.hint = hint
 
 

@@ -134,8 +134,10 @@ class GapFile(Mapping[str, Pair]):
 
     def __getitem__(self, name: str) -> Pair:
         stream, values = self._load(self._infos[name + STEPS]), self._load(self._infos[name + VALUES])
+        if stream.dtype != np.uint8:
+            raise StoreCorruptError(f"{self.path}: {name}: positions are {stream.dtype}, expected uint8")
         try:
-            indices = decode(stream.view(np.uint8))
+            indices = decode(stream)
         except ValueError as err:
             raise StoreCorruptError(f"{self.path}: {name}: {err}") from err
         if len(indices) != len(values):

@@ -74,10 +74,12 @@ def _remove(store: Store, items: list[Item], *, actor: str, now: str) -> None:
 
 def _detach(path: Path) -> None:
     """Take a folder out of sight by one rename before it is emptied: nobody sees half of it."""
+    if path.name.startswith(durable.TEMPORARY_PREFIX):
+        return durable.remove_tree(path)
     doomed = path.with_name(f"{durable.TEMPORARY_PREFIX}gone-{path.name}")
     durable.remove_tree(doomed)
     durable.move(path, doomed)
-    durable.remove_tree(doomed)
+    return durable.remove_tree(doomed)
 
 
 def _items(store: Store, keep_materialized: int) -> list[Item]:
@@ -102,6 +104,8 @@ def _patches(store: Store) -> Iterator[sweep.Leftover]:
     used = {row.patch for row in store.ledger.versions()}
     open_rounds = store.ledger.rounds(*OPEN_STATES)
     for path in store.patches.glob("*.safetensors"):
+        if path.name.startswith(durable.TEMPORARY_PREFIX):
+            continue  # the sweep's
         if path.stem not in used and not any(path.stem in str(row.artefacts) for row in open_rounds):
             yield sweep.Leftover(path, "a patch that no version refers to")
 

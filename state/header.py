@@ -17,6 +17,8 @@ ITEM_BYTES = {
     "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
 }  # fmt: skip
 MAX_HEADER_BYTES = 100_000_000
+_MAX_DIMENSIONS = 64
+_TOO_BIG = 1 << 63
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def read_header(path: Path, file: str) -> list[TensorInfo]:
 def read_metadata(path: Path) -> dict[str, str]:
     """The free-form metadata of a safetensors file."""
     metadata = _read(path)[0].get("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise ModelFormatError(f"{path}: its metadata is no object")
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ModelFormatError(f"{path}: its metadata is no object of texts")
     return metadata
 
 
@@ -91,7 +93,7 @@ def _read(path: Path) -> tuple[dict[str, Any], int, int]:
         text = file.read(length)
     try:
         header = json.loads(text, object_pairs_hook=_unique)
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ModelFormatError(f"{path}: its header is no JSON: {err}", "get the file again") from err
     if not isinstance(header, dict):
         raise ModelFormatError(f"{path}: its header is no object", "get the file again")
@@ -101,8 +103,10 @@ def _read(path: Path) -> tuple[dict[str, Any], int, int]:
 def _info(path: Path, name: str, entry: Any, *, file: str, data_start: int) -> TensorInfo:
     try:
         dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        if any(type(number) is not int or number < 0 for number in (*shape, start, end)):
+        if any(type(number) is not int or not 0 <= number < _TOO_BIG for number in (*shape, start, end)):
             raise TypeError("a size or offset that is no natural number")
+        if len(shape) > _MAX_DIMENSIONS:
+            raise TypeError(f"a shape of {len(shape)} dimensions")
         item_bytes = ITEM_BYTES[dtype]
     except (KeyError, TypeError, ValueError) as err:
         raise ModelFormatError(f"{path}: header of tensor {name}: {err!r} is wrong or missing") from err

@@ -12,10 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, fields
-from errno import EIO, ENOSPC
+from errno import EIO, ENOSPC, EROFS
 from pathlib import Path
 from typing import Any, TypeVar, get_origin
 
+from state import durable
 from state.errors import LockedError, NotFoundError, StoreCorruptError
 from state.rows import (
     AuditRow,
@@ -45,7 +46,8 @@ class Ledger:
     @classmethod
     def create(cls, path: Path) -> Ledger:
         """Make an empty ledger at a path that is free."""
-        ledger = cls(path, _connect(path, "rwc"))
+        durable.write_file(path, b"")  # of its mode are those that SQLite puts beside it
+        ledger = cls(path, _connect(path, "rw"))
         with ledger._lock, _translated(path):
             ledger._connection.execute("PRAGMA journal_mode = WAL")
             with ledger.transaction():
@@ -262,6 +264,8 @@ def _operational(path: Path, err: sqlite3.OperationalError) -> Exception:
         return OSError(ENOSPC, "no space left for the ledger", str(path))
     if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
         return OSError(EIO, f"ledger: {err}", str(path))
+    if code == sqlite3.SQLITE_READONLY:
+        return OSError(EROFS, "the ledger cannot be written", str(path))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LockedError(f"{path} is busy with another process", "try again in a moment")
     return StoreCorruptError(f"{path}: {err}", "restore the ledger from a backup")

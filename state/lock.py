@@ -131,5 +131,5 @@ def _signature(fd: int) -> tuple[int, str]:
     try:
         content = json.loads(os.pread(fd, 4096, 0))
         return int(content["pid"]), str(content["purpose"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return 0, "not yet signed"

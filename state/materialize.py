@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from state.core import StoreCore
 
 NUM_BUFFERS = 4
+_VERIFY = "`alignd verify --deep` tells whether the base or an overlay is damaged"
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,15 @@ def rebuild(store: StoreCore, version_id: int, staging: Path) -> None:
     lineage = store.lineage(version_id)
     base = ModelFolder.open(store.model_path(lineage[0].id))
     chain = overlay.Chain([overlay.read(store.overlay_path(row.id)) for row in lineage[1:]])
-    digests = build_folder(base, chain, staging)
+    try:
+        digests = build_folder(base, chain, staging)
+    except ValueError as err:
+        raise StoreCorruptError(f"v{version_id}: an overlay does not fit the base: {err}", _VERIFY) from err
     for name in sorted(digests.files.keys() | record["files"].keys()):
         if digests.files.get(name) != record["files"].get(name):
             raise StoreCorruptError(
                 f"v{version_id} rebuilt: {name} is not what was published",
-                "`alignd verify --deep` tells whether the base or an overlay is damaged",
+                _VERIFY,
             )
 
 

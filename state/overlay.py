@@ -10,6 +10,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from state.errors import StoreCorruptError
 from state.gaps import GapFile, GapWriter
 
 
@@ -67,6 +68,8 @@ class Overlay(Mapping[str, Edit]):
 
     def __getitem__(self, name: str) -> Edit:
         indices, values = self._file[name]
+        if values.dtype.kind != "u":
+            raise StoreCorruptError(f"{self._file.path}: {name}: values are {values.dtype}, expected raw entries")
         return Edit(indices, values)
 
     def __iter__(self) -> Iterator[str]:

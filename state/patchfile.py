@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from state.errors import StoreCorruptError
 from state.gaps import GapFile, named_by_content
 from state.layout import Layout
 
 KINDS = "#kinds"
 BOTH = 3
 """Written by the safety patch and by the over-safety patch."""
+N = TypeVar("N", bound=np.generic)
 Entries = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
@@ -52,20 +55,24 @@ def load(store: Layout, digest: str) -> dict[str, Entries]:
     Raises:
         StoreCorruptError: there is no such patch file, or it is damaged; names it.
     """
-    return {
-        name: (indices, np.asarray(deltas, np.float32))
-        for name, (indices, deltas) in GapFile(store.patch_path(digest)).items()
-        if not name.endswith(KINDS)
-    }
+    found = GapFile(store.patch_path(digest))
+    return {name: _typed(found, name, np.float32) for name in found if not name.endswith(KINDS)}
 
 
 def load_kinds(store: Layout, digest: str) -> dict[str, tuple[NDArray[np.int64], NDArray[np.uint8]]]:
     """Which kind of patch wrote each entry: `{name: (int64 indices, uint8 kinds)}`; errors as in `load`."""
     found = GapFile(store.patch_path(digest))
-    told = {name.removesuffix(KINDS): pair for name, pair in found.items() if name.endswith(KINDS)}
+    told = {name.removesuffix(KINDS): _typed(found, name, np.uint8) for name in found if name.endswith(KINDS)}
     if told:
-        return {name: (indices, np.asarray(kinds, np.uint8)) for name, (indices, kinds) in told.items()}
+        return told
     return {name: (indices, np.full(len(indices), BOTH, np.uint8)) for name, (indices, _) in found.items()}
+
+
+def _typed(found: GapFile, name: str, dtype: type[N]) -> tuple[NDArray[np.int64], NDArray[N]]:
+    indices, values = found[name]
+    if values.dtype != dtype:
+        raise StoreCorruptError(f"{found.path}: {name}: values are {values.dtype}, expected {np.dtype(dtype)}")
+    return indices, values
 
 
 def provenance(store: Layout, digest: str) -> dict[str, str]:

@@ -71,7 +71,8 @@ class Quarantine(StoreCore):
                 return
             with self._transaction("drop_released", entry.id, actor=actor, now=now):
                 pass
-            durable.move(entry.path / "data", self.spool / entry.id.removeprefix(DROP_PREFIX))
+            if os.path.lexists(entry.path / "data"):  # else an earlier attempt got that far
+                durable.move(entry.path / "data", self.spool / entry.id.removeprefix(DROP_PREFIX))
             durable.remove_tree(entry.path)
 
     def drop(self, entry_id: str, *, actor: str, now: str) -> None:
@@ -86,7 +87,8 @@ class Quarantine(StoreCore):
             with self._transaction("quarantine_dropped", entry.id, actor=actor, now=now):
                 if entry.batch is not None:
                     row = self._batch(entry.batch)
-                    self.ledger.save(replace(row, state="rejected", reason=f"{DROPPED}{row.reason}"))
+                    self.ledger.save(replace(row, state="rejected", reason=DROPPED + row.reason.removeprefix(DROPPED)))
+            durable.remove_tree(entry.path / "data")  # the reason last: an entry that a fault left half is still listed
             durable.remove_tree(entry.path)
 
     def _check_unused(self, entry: Quarantined) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
-from state import audit, durable, sweep
+from state import durable, sweep
 from state.commit import Versions
 from state.core import DISK_FULL, fill_reserve, free_reserve
 from state.errors import StoreMissingError
@@ -64,10 +64,7 @@ class Store(Queue, Versions):
             if not self.is_materialized(current.id):
                 self._materialize(current.id)
                 done.append(f"rebuilt the model folder of {current.name}")
-            if self._follow_link():
-                done.append(f"pointed current at {current.name}")
-            if audit.flush(self):
-                done.append("appended audit lines from the ledger")
+            done += self._catch_up()
             self._refill_reserve()
         return done
 

@@ -30,6 +30,7 @@ class Switch(Quarantine):
         with self._changing(f"publish v{version_id}"):
             row = self.version(version_id)
             if row.state == "published" and self.current().id == version_id:
+                self._follow()  # a fault may have kept the link from it
                 return row
             if row.state != "awaiting_approval" or row.blocked:
                 raise RefusedError(f"{row.name} is {row.state}", f"`alignd promote {row.name}` switches to it")
@@ -56,12 +57,17 @@ class Switch(Quarantine):
     def rollback(self, ref: str | None = None, *, reason: str, actor: str, now: str) -> VersionRow:
         """Make an earlier version current, block every version left behind, and hold.
 
+        One whose link a fault of the disk kept from moving is finished by a repeat, which goes back no further.
+
         Args:
             ref: where to go; default: the version that was current before.
         Raises:
             RefusedError: there is nothing to go back to, or the target is blocked or was never in service.
         """
         with self._changing("rollback"):
+            if self._is_rollback_unfinished(ref):
+                self._follow()
+                return self.current()
             target = self._rollback_target(ref)
             self._materialize(target.id)
             kept = {row.id for row in self.lineage(target.id)}
@@ -83,6 +89,7 @@ class Switch(Quarantine):
         with self._changing(f"promote {ref}"):
             row = self.resolve(ref)
             if row.id == self.current().id:
+                self._follow()
                 return row
             if not force:
                 self._check_promotable(row)
@@ -136,6 +143,12 @@ class Switch(Quarantine):
             finally:
                 durable.remove_tree(staging)
         return target
+
+    def _is_rollback_unfinished(self, ref: str | None) -> bool:
+        """Whether the ledger has a rollback to this version, and the link does not yet."""
+        if not self._is_link_behind() or self.ledger.current_pointer().action != "rollback":
+            return False
+        return ref is None or self.resolve(ref).id == self.current().id
 
     def _rollback_target(self, ref: str | None) -> VersionRow:
         current = self.current()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state.errors import ModelFormatError
-from state.header import ITEM_BYTES, TensorInfo, read_header
+from state.header import ITEM_BYTES, MAX_HEADER_BYTES, TensorInfo, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -177,7 +177,7 @@ def _check_config(folder: Path, files: dict[str, Path]) -> None:
     if "config.json" not in files:
         raise ModelFormatError(f"{folder}: has no config.json", "give a model in Hugging Face layout")
     for name in ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json"):
-        if name in files and "auto_map" in _read_object(files[name]):
+        if name in files and "auto_map" in read_object(files[name]):
             raise ModelFormatError(
                 f"{folder / name}: wants remote code (auto_map)",
                 "alignd runs no code out of a model folder; use a model that transformers knows itself",
@@ -202,7 +202,7 @@ def _weight_map(folder: Path, files: dict[str, Path]) -> dict[str, str]:
             what = f"holds {', '.join(sorted(shards))} without {INDEX_NAME}" if shards else "holds no safetensors"
             raise ModelFormatError(f"{folder}: {what}", f"expected {SINGLE_NAME}, or shards with their index")
         return {}
-    weight_map = _read_object(files[INDEX_NAME]).get("weight_map")
+    weight_map = read_object(files[INDEX_NAME]).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(value, str) for value in weight_map.values()):
         raise ModelFormatError(f"{folder / INDEX_NAME}: has no weight_map")
     if set(weight_map.values()) != shards:
@@ -233,11 +233,18 @@ def _check_complete(folder: Path, tensors: dict[str, TensorInfo], weight_map: di
         raise ModelFormatError(f"{folder}: {what}", "get the model again")
 
 
-def _read_object(path: Path) -> dict[str, object]:
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder, such as its config.json.
+
+    Raises:
+        ModelFormatError: it is none, or too big to be one; names the file.
+    """
+    if path.stat().st_size > MAX_HEADER_BYTES:
+        raise ModelFormatError(f"{path}: is longer than {MAX_HEADER_BYTES} bytes", "get the file again")
     try:
         value = json.loads(path.read_bytes())
-    except ValueError as err:
-        raise ModelFormatError(f"{path}: is no JSON: {err}") from err
+    except (ValueError, RecursionError) as err:
+        raise ModelFormatError(f"{path}: is no JSON: {err}", "get the file again") from err
     if not isinstance(value, dict):
         raise ModelFormatError(f"{path}: is no JSON object")
     return value

@@ -11,6 +11,7 @@ from typing import Any
 
 from state import audit, batches, durable, lock, materialize
 from state.errors import ModelFormatError, RefusedError, StoreCorruptError
+from state.quarantine import DROPPED
 from state.rows import VersionRow
 from state.store import Store
 from state.tensors import ModelFolder
@@ -129,6 +130,8 @@ def _tensor_digests(model: ModelFolder) -> dict[str, str]:
 def _batch(store: Store, sha256: str) -> list[Finding]:
     row, path = store.ledger.batch(sha256), store.batch_content(sha256)
     assert row is not None  # a batch of the ledger stays there
+    if row.reason.startswith(DROPPED):
+        return []  # its files were deleted; a fault may have left some of them to the next start
     if not path.exists():
         is_needed = row.state in NEEDED_STATES or any(made.batch == sha256 for made in store.ledger.versions())
         return [Finding(path, f"batch {row.name} is missing")] if is_needed else []

@@ -3,13 +3,21 @@
 import errno
 import os
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from state.filesystem import Chunk, FileSystem
+
+CHANGES = {
+    "open_write", "open_append", "write", "copy_range", "fsync", "fsync_path", "fchmod", "truncate", "rename",
+    "link", "symlink", "unlink", "rmdir", "mkdir", "chmod",
+}  # fmt: skip
+"""Every call that changes the disk."""
 
 ABYSS = 1100
 """Levels of folders that no recursion of Python's gets through."""
@@ -32,6 +40,43 @@ class FullDisk(FileSystem):
     def _check(self) -> None:
         if self.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class DyingFileSystem(FileSystem):
+    """Works for `num_calls` changes and then no more, whatever is tried to clean up; with `once`, but for that one change.
+
+    Flushes nothing.
+    """
+
+    def __init__(self, num_calls: int, error: Callable[[], BaseException], *, once: bool = False) -> None:
+        self.left = num_calls
+        self._error = error
+        self._once = once
+
+    def __getattribute__(self, name: str) -> Any:
+        call = super().__getattribute__(name)
+        return self._counted(name, call) if name in CHANGES else call
+
+    def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            self.left -= 1
+            if self.left == -1 or (self.left < 0 and not self._once):
+                if name == "write":  # torn: half of it got there
+                    call(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                raise self._error()
+            return None if name in ("fsync", "fsync_path") else call(*arguments)
+
+        return run
+
+
+@contextmanager
+def in_memory(fallback: Path) -> Iterator[Path]:
+    """An empty folder in memory where there is one, so that flushing costs nothing."""
+    if not Path("/dev/shm").is_dir():
+        yield fallback
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from benchmarks.world.world import World
 from daemon import exitcodes
 from state.store import Store
 from tests.disks import fill, mounted
-from tests.kills import VICTIMS, Machine, kill_while_it_recovers, patient_home
+from tests.kills import demo_drops, kill_while_it_recovers, patient_home
+from tests.machine import VICTIMS, Machine
 from tests.product import ROOT, environment
 
 DISK_MIB: Final = 1024
@@ -170,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
     began, world = time.monotonic(), World.generate(0)
     with tempfile.TemporaryDirectory() as folder, mounted(Path(folder) / "disk", DISK_MIB) as disk:
         home = patient_home(disk / "home", world)
-        machine = Machine(home, world, log=Path(folder) / "service.log", seed=options.seed)
+        machine = Machine(home, demo_drops(home, world), log=Path(folder) / "service.log", seed=options.seed)
         soak = Soak(machine, disk, random.Random(options.seed))
         try:
             while time.monotonic() - began < 60 * options.minutes:

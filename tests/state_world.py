@@ -49,7 +49,8 @@ def write_model(folder: Path, *, dtype: str = "BF16", seed: int = 0) -> Path:
     weight_map = {name: shard for shard, names in SHARDS.items() for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (folder / "config.json").write_text('{"model_type": "llama"}')
-    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    words = {"type": "WordLevel", "vocab": {"?": 0}, "unk_token": "?"}
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": words}))
     return folder
 
 

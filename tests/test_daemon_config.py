@@ -134,3 +134,22 @@ def test_a_missing_file_is_named_and_the_hint_overwrites_nothing(tmp_path: Path)
     said = str(caught.value)
     assert str(tmp_path / "nowhere" / "service.toml") in said and "`-c` takes the folder of a home" in said
     assert f"init {tmp_path}" not in said and "--model" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed = " + "9" * 5000, "not valid TOML"),
+        ("seed = " + "[" * 5000, "nested too deeply"),
+        ('"a\\u001b[31m" = 1', r"unknown key `a\\x1b\[31m`"),
+        ('inbox.path = "a\\u0000"', r"inbox.path is 'a\\x00'; no name of a file holds a NUL"),
+        ('probes.harm = "a\\u0000"', r"probes.harm is 'a\\x00'"),
+        ('model.base = "a\\u0000"', r"model.base is 'a\\x00'"),
+        ("derive.max_length = 16", "derive.max_length is 16; it must be more than 16"),
+    ],
+)
+def test_hostile_settings_are_refused_in_words_that_may_be_printed(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "service.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(tmp_path / "service.toml")
+    assert str(caught.value).isprintable() and str(tmp_path) in str(caught.value)

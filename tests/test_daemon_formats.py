@@ -162,6 +162,11 @@ BAD = {
     "a line that is no object": (GOOD + b'["zorb", "vek"]\n', 4, "not an object"),
     "an element that is no object": (b'[{"prompt": "zorb", "response": "vek"}, "lum"]', 2, "not an object"),
     "nan": (GOOD + b'{"prompt": "zorb", "response": NaN}\n', 4, "NaN"),
+    "endless number": (GOOD + b'{"prompt": "zorb", "response": ' + b"9" * 5000 + b"}\n", 4, "out of every range"),
+    "number out of range": (GOOD + b'{"prompt": "zorb", "response": 1e999}\n', 4, "out of every range"),
+    "tsv with a quote inside a cell": (b'prompt\tresponse\n"zorb" vek\tlum\n', 2, "'\\t' expected after"),
+    "parquet with a name that is no text": (as_parquet().replace(b"prompt", b"pr\xffmpt"), None, "Parquet that cannot be read"),
+    "too many values": (b"[" + b"[]," * 8_100_000 + b"[]]", None, "more than 16000000 values"),
     "too deep": (b"[" * 200_000, None, "nested too deeply"),
     "lone surrogate": (GOOD + SURROGATE, 4, "lone surrogate"),
     "lone surrogate in json": (b"[\n" + SURROGATE + b"]", None, "lone surrogate at line 2"),
@@ -310,15 +315,21 @@ def test_a_bomb_is_stopped_while_it_is_unpacked(tmp_path: Path) -> None:
         read_batch(tmp_path / "bomb", Limits(max_bytes=3 << 20))
 
 
-def test_a_parquet_bomb_in_a_dictionary_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_parquet_bomb_in_a_dictionary_is_refused_before_it_is_unpacked(tmp_path: Path, is_nested: bool) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    prompts = pa.DictionaryArray.from_arrays(pa.array([0] * 50, pa.int32()), pa.array(["v" * (4 << 20)]))
-    table = pa.table({"prompt": prompts, "response": ["vek lum"] * 50})
+    giants = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), pa.array(["v" * (4 << 20)]))
+    table = pa.table({"prompt": giants, "response": ["vek lum"] * 2000})
+    if is_nested:
+        turns = pa.StructArray.from_arrays([pa.array(["user"] * 2000), giants], ["role", "content"])
+        table = pa.table({"messages": pa.ListArray.from_arrays(pa.array([0, 1000, 2000], pa.int32()), turns)})
     pq.write_table(table, tmp_path / "bomb", compression="zstd", store_schema=False, dictionary_pagesize_limit=1 << 30)
-    with pytest.raises(BatchError, match="packed more than 200 times"):
+    before = pa.total_allocated_bytes()
+    with pytest.raises(BatchError, match="a text of more than 800000 bytes"):
         read_batch(tmp_path / "bomb")
+    assert pa.default_memory_pool().max_memory() - before < 256 << 20
 
 
 def test_a_hundred_thousand_rows_are_read(tmp_path: Path) -> None:
@@ -346,3 +357,18 @@ def test_reading_json_lines_imports_neither_pyarrow_nor_torch(tmp_path: Path) ->
         [sys.executable, "-c", code, str(tmp_path / "a")], cwd=root, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("kind", ["timestamp", "time zone", "decimal"])
+def test_a_parquet_column_of_values_that_python_lacks_is_refused(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    odd = {
+        "timestamp": pa.array([2**62], pa.timestamp("us")),
+        "time zone": pa.array([0], pa.timestamp("us", tz="Zorb/Vek")),
+        "decimal": pa.array([1], pa.decimal128(38, 0)),
+    }[kind]
+    pq.write_table(pa.table({"prompt": odd, "response": ["vek"]}), tmp_path / "odd")
+    with pytest.raises(BatchError, match="odd, row 1: "):
+        read_batch(tmp_path / "odd")

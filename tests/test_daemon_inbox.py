@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 from watchdog.observers.api import BaseObserver
 from watchdog.observers.inotify_c import InotifyFD
 
-from daemon.arrival import is_open_for_writing, snapshot
+from daemon.arrival import is_open_for_writing, manifest_matches, snapshot
 from daemon.inbox import Drop, Inbox
 from daemon.log import INBOX_PROBLEM_FOUND
 from daemon.spool import entry_name, spooled_name
@@ -139,6 +140,26 @@ def test_a_marker_completes_at_once_and_goes_away_with_the_drop(home: Path, stor
     (home / "inbox" / "a.jsonl.done").touch()
     assert _claim_all(inbox, 61) == ["a.jsonl"]
     assert list((home / "inbox").iterdir()) == []
+
+
+@pytest.mark.parametrize("newer", ["a.jsonl", ""])
+def test_what_came_after_a_drop_was_taken_is_not_its_marker(home: Path, store: Store, newer: str) -> None:
+    drop(home, "a.jsonl")
+    (home / "inbox" / "a.jsonl").rename(store.spool / ("0" * 32 + "a.jsonl"))
+    time.sleep(0.02)  # the clock of the disk ticks
+    if newer:
+        drop(home, newer, "another\n")
+    (home / "inbox" / "a.jsonl.done").write_text("rows\n")
+    _inbox(store).recover(NOW)
+    assert (home / "inbox" / "a.jsonl.done").read_text() == "rows\n"
+
+
+def test_a_folder_that_is_called_like_a_marker_is_not_removed(home: Path, store: Store) -> None:
+    drop(home, "a.jsonl")
+    (home / "inbox" / "a.jsonl.done").mkdir()
+    (home / "inbox" / "a.jsonl.done" / "b.jsonl").write_text("row\n")
+    assert _claim_all(_inbox(store), 0) == ["a.jsonl"]
+    assert (home / "inbox" / "a.jsonl.done" / "b.jsonl").exists()
 
 
 def test_a_manifest_completes_only_when_every_file_matches(home: Path, store: Store) -> None:
@@ -331,14 +352,19 @@ class _CrashingDisk(FileSystem):
         return super().open_write(path, mode)
 
 
+@pytest.mark.parametrize("marked", [False, True])
 @pytest.mark.parametrize("linked", [False, True])
-def test_a_crash_at_any_step_of_a_claim_leaves_the_drop_to_be_claimed_once(tmp_path: Path, linked: bool) -> None:
+def test_a_crash_at_any_step_of_a_claim_leaves_the_drop_to_be_claimed_once(
+    tmp_path: Path, linked: bool, marked: bool
+) -> None:
     home = make_home(tmp_path)
     for at in range(60):
         name, content = f"{at}.jsonl", f"row {at}\n"
         drop(home, name, content)
         if linked:
             os.link(home / "inbox" / name, home / f"{at}.other")
+        if marked:
+            (home / "inbox" / f"{name}.done").touch()
         died = False
         with Store.open(home) as store, use(_CrashingDisk(at)):
             try:
@@ -350,7 +376,7 @@ def test_a_crash_at_any_step_of_a_claim_leaves_the_drop_to_be_claimed_once(tmp_p
             inbox = _inbox(store)
             inbox.recover(NOW)
             _claim_all(inbox, 10, 16)
-            assert [row.name for row in store.ledger.batches() if row.name == name] == [name], at
+            assert [row.name for row in store.ledger.batches()] == [f"{number}.jsonl" for number in range(at + 1)]
             assert list((home / "inbox").iterdir()) == [] and list(store.spool.iterdir()) == []
         if not died:
             return
@@ -424,8 +450,10 @@ def test_a_manifest_that_no_parser_gets_through_costs_no_other_drop(home: Path, 
         (home / "inbox" / name).mkdir()
         (home / "inbox" / name / "manifest.json").write_text(manifest)
     inbox = _inbox(store, completion="manifest")
-    assert [found.name for found in _scan(inbox, 0, 6)] == ["a", "b"]
-    assert [problem.split(": ")[:2] for problem in inbox.problems] == [["a", "it cannot be looked at"]]
+    assert [(found.name, found.lacks) for found in _scan(inbox, 0, 60)] == [
+        (name, "a manifest.json that matches") for name in "ab"
+    ]
+    assert inbox.problems == []
 
 
 def test_a_drop_that_may_not_be_moved_is_reported_and_not_tried_for_ever(
@@ -587,3 +615,25 @@ def test_watcher_of_a_folder_that_cannot_be_looked_at_polls_until_it_can(tmp_pat
 
 def test_a_local_folder_is_no_network_folder(tmp_path: Path) -> None:
     assert not is_network(tmp_path)
+
+
+_ENTRY = {"name": "1.jsonl", "size": 0, "sha256": hashlib.sha256().hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("manifest", "is_complete"),
+    [
+        (json.dumps([_ENTRY]).encode(), True),
+        (json.dumps([_ENTRY]).encode() + b" " * (5 << 20), False),
+        (b'{"files": ' + b"[" * 100_000, False),
+        (b'{"\xff": 1, "files": []}', False),
+        (b'[{"name": ["1.jsonl"], "size": 0, "sha256": ""}]', False),
+        (json.dumps([{**_ENTRY, "name": "../1.jsonl"}]).encode(), False),
+        (b'{"files": 3}', False),
+        (b"null", False),
+    ],
+)
+def test_a_hostile_manifest_completes_nothing(tmp_path: Path, manifest: bytes, is_complete: bool) -> None:
+    (tmp_path / "manifest.json").write_bytes(manifest)
+    (tmp_path / "1.jsonl").touch()
+    assert manifest_matches(tmp_path) is is_complete

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from daemon import intake
+from daemon.basemodel import check_base
 from daemon.config import Config
-from daemon.intake import ANSWER_ROOM, SPLIT_SEED, TakenIn, UnusableBatchError, join, sequence_limit, take_in
+from daemon.config_checks import ANSWER_ROOM
+from daemon.intake import SPLIT_SEED, TakenIn, UnusableBatchError, join, sequence_limit, take_in
 from daemon.probes import ProbeFiles, load
 from daemon.progress import ProgressEvent, Reporter, decode_event
 from daemon.rows import Message, Row
 from policies.intake import Split, split_rows
+from state.errors import ModelFormatError
+from tests.product import MODEL
 from tests.round_world import NOW, Home, config_of, opened, pairs, write_pairs
 
 SECRET = "quibblefrotz"
@@ -218,3 +223,38 @@ def test_a_batch_of_nothing_but_held_out_rows_of_an_earlier_one_is_refused() -> 
         join(earlier, "two", later)
     assert refused.value.stats == {"num_rows": 20}
     assert list(join(earlier, "two", earlier["one"])) == ["one", "two"]
+
+
+_WORDS = '{"version": "1.0", "model": {"type": "WordLevel", "vocab": %s, "unk_token": "?"}}'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", '{"version": "1.0"}', "tokenizer.json is no tokenizer"),
+        ("tokenizer.json", "[" * 5000, "tokenizer.json"),
+        ("tokenizer.json", _WORDS % '{"a": 0}', "tokenizer.json is no tokenizer: WordLevel error"),
+        ("config.json", '{"max_position_embeddings": 16}', "leaves no room for a prompt"),
+        ("config.json", '{"max_position_embeddings": -1}', "leaves no room for a prompt"),
+        ("config.json", "[" * 100_000, "config.json: is no JSON"),
+        ("tokenizer_config.json", "[" * 100_000, "tokenizer_config.json: is no JSON"),
+    ],
+)
+def test_a_base_that_no_batch_could_be_read_with_is_refused(tmp_path: Path, name: str, text: str, said: str) -> None:
+    shutil.copytree(MODEL, tmp_path / "base")
+    (tmp_path / "base" / name).chmod(0o600)
+    (tmp_path / "base" / name).write_text(text)
+    with pytest.raises(ModelFormatError, match=said):
+        check_base(tmp_path / "base")
+    if not name.startswith("tokenizer_"):
+        with pytest.raises(ModelFormatError, match=said):
+            intake._TokenCounter(tmp_path / "base")
+            sequence_limit(tmp_path / "base", Config())
+
+
+def test_a_vocabulary_that_would_take_all_memory_is_refused_unread(tmp_path: Path) -> None:
+    shutil.copytree(MODEL, tmp_path / "base")
+    (tmp_path / "base" / "tokenizer.json").chmod(0o600)
+    (tmp_path / "base" / "tokenizer.json").write_text(_WORDS % '{"?": 0, "a": 4294967295}')
+    with pytest.raises(ModelFormatError, match="a token has an id of 16777216 or more"):
+        check_base(tmp_path / "base")

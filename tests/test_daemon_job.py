@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 from daemon.board import Board, job_facts
 from daemon.child import Child
 from daemon.job import LOSS_POINTS, Job, estimate_s
@@ -105,6 +107,26 @@ def test_the_board_writes_only_what_changed_and_at_most_five_times_a_second(tmp_
     board.remove()
     board.remove()
     assert not path.exists()
+
+
+def test_what_a_service_left_that_was_killed_while_it_wrote_the_board_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", _die)
+        with pytest.raises(_CrashError):
+            Board(tmp_path).show({"state": "idle"}, at="1")
+    assert list((tmp_path / "run").iterdir())
+    Board(tmp_path)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+class _CrashError(Exception):
+    """The process dies here."""
+
+
+def _die(*_: object) -> None:
+    raise _CrashError
 
 
 def test_step_durations_survive_a_restart_and_a_damaged_file_is_no_matter(tmp_path: Path) -> None:

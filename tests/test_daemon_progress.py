@@ -59,3 +59,16 @@ def test_a_loss_that_is_no_number_is_sent_as_null() -> None:
 )
 def test_a_line_that_is_no_event_is_none(line: bytes) -> None:
     assert decode_event(line) is None
+
+
+def test_what_is_told_can_always_be_sent_and_printed() -> None:
+    out = io.StringIO()
+    reporter = Reporter(out)
+    reporter.failed("a\udcff\x1b[31m", retry=True)
+    reporter.done(Outcome("quarantined", ("b\ud800\n",)))
+    events = [decode_event(line) for line in out.getvalue().splitlines()]
+    assert events == [FailedEvent("a\\udcff\\x1b[31m", True), DoneEvent("quarantined", ["b\\ud800\\n"])]
+
+
+def test_a_line_that_is_nested_too_deeply_is_no_event() -> None:
+    assert decode_event('{"event": "step", "step": "a", "result": {"a": ' + "[" * 100_000) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -859,16 +859,64 @@ def test_a_round_whose_commit_died_half_way_is_not_done_again(
     assert home.commit(round_id, again).id == 1 and verify(home.store, deep=True) == []
 
 
-@pytest.mark.parametrize("name", ["batches/*/batch1.jsonl", "patches/*.safetensors", "../models/v1/*.safetensors"])
-def test_damage_of_what_a_round_builds_on_blames_no_batch(home: Home, name: str) -> None:
+def _overwrite(path: Path) -> None:
+    path.write_bytes(b"not what was written")
+
+
+def _flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("batches/*/batch1.jsonl", _overwrite),
+        ("patches/*.safetensors", _overwrite),
+        ("../models/v1/*.safetensors", _overwrite),
+        ("../models/v1/*.safetensors", _flip_last_byte),
+        ("../models/v0/*.safetensors", _overwrite),
+        ("../models/v0/*.safetensors", _flip_last_byte),
+        ("../models/v0/config.json", _overwrite),
+    ],
+)
+def test_damage_of_what_a_round_builds_on_is_named_and_blames_no_batch(
+    home: Home, name: str, damage: Callable[[Path], None]
+) -> None:
     home.config = config_of(DIFFERENCE, UNSEARCHED, {"merge": {"accumulate": "protect"}})
     home.play(1)
     (path,) = home.store.root.glob(name)
     path.chmod(0o600)
-    path.write_bytes(b"not what was written")
+    damage(path)
     last = decode_event(_worker_out(home, home.begin(home.drop(2)).id).splitlines()[-1])
-    assert isinstance(last, FailedEvent) and last.retry and last.blameless
-    assert "the store is damaged" in last.reason
+    assert isinstance(last, FailedEvent), "the damage was built on"
+    assert last.retry and last.blameless and "the store is damaged" in last.reason
+    named = home.store.ledger.batches()[0].sha256 if "batches" in name else path.name
+    assert named in last.reason and ("models" not in name or f"{path.resolve()} is not what" in last.reason)
+
+
+def test_a_base_that_is_changed_in_the_middle_of_a_round_is_not_built_on_also_once_it_is_mended(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.play(1)
+    (path,) = home.store.model_path(0).glob("*.safetensors")
+    path.chmod(0o600)
+    good, real = path.read_bytes(), Patching.score
+
+    def change_and_score(self: Any, *arguments: Any) -> Any:
+        _flip_last_byte(path)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(Patching, "score", change_and_score)
+    round_id = home.begin(home.drop(2)).id
+    last = decode_event(_worker_out(home, round_id).splitlines()[-1])
+    assert isinstance(last, FailedEvent) and last.blameless
+    assert f"{path} was changed while a round built on it" in last.reason
+    monkeypatch.undo()
+    path.write_bytes(good)
+    assert home.store.round(round_id).artefacts == {}
+    assert home.commit(round_id, home.run(round_id)).state == "published" and verify(home.store, deep=True) == []
 
 
 def test_write_probes_and_batches_do_not_meet(home: Home) -> None:

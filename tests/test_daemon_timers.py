@@ -1,13 +1,13 @@
 """Timers only wake, and are what the settings say."""
 
 import threading
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
 from daemon import config as settings
 from daemon.config import ConfigError
-from daemon.timers import RESCAN, RETRY, CronTrigger, Timers, cron_setting
+from daemon.timers import TRAINING_WINDOW, VERIFY, CronTrigger, Timers, cron_setting
 
 
 class Woken:
@@ -21,52 +21,18 @@ class Woken:
 
 
 def _config(**schedule: str) -> settings.Config:
-    return settings.parse({"inbox": {"rescan_s": 3600.0}, "schedule": schedule})
+    return settings.parse({"schedule": schedule})
 
 
-def test_a_retry_wakes_at_its_time_and_a_later_one_replaces_it() -> None:
-    woken = Woken()
-    timers = Timers(_config(), woken)
-    timers.start()
-    try:
-        timers.wake_at(datetime.now(UTC) + timedelta(hours=1))
-        timers.wake_at(datetime.now(UTC) + timedelta(milliseconds=50))
-        assert woken.event.wait(3)
-        assert woken.reasons == [RETRY]
-    finally:
-        timers.stop()
-
-
-def test_a_retry_that_is_long_overdue_still_wakes() -> None:
-    woken = Woken()
-    timers = Timers(_config(), woken)
-    timers.wake_at(datetime.now(UTC) - timedelta(hours=3))
-    timers.start()
-    try:
-        assert woken.event.wait(3)
-    finally:
-        timers.stop()
-
-
-def test_stopping_while_a_retry_is_being_run_fails_in_no_thread() -> None:
+def test_stopping_while_a_job_is_being_run_fails_in_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CronTrigger, "get_next_fire_time", lambda trigger, previous, now: None if previous else now)
     for _ in range(50):  # without the pause one in five stops met it; an exception in a thread fails the test
         woken = Woken()
         timers = Timers(_config(), woken)
-        timers.wake_at(datetime.now(UTC) - timedelta(hours=3))
         timers.start()
         assert woken.event.wait(3)
         timers.stop()
-
-
-def test_the_inbox_is_rescanned_periodically() -> None:
-    woken = Woken()
-    timers = Timers(settings.parse({"inbox": {"rescan_s": 0.05}}), woken)
-    timers.start()
-    try:
-        assert woken.event.wait(3)
-        assert woken.reasons[0] == RESCAN
-    finally:
-        timers.stop()
+    assert set(woken.reasons) <= {TRAINING_WINDOW, VERIFY}
 
 
 def test_stopping_twice_or_before_the_start_does_nothing() -> None:
@@ -93,7 +59,7 @@ def test_a_refused_reload_changes_nothing() -> None:
 def test_an_empty_verify_means_never() -> None:
     timers = Timers(_config(verify="0 3 * * *"), Woken())
     timers.apply(_config(verify=""))
-    assert {job.id for job in timers._scheduler.get_jobs()} == {"rescan", "training_window"}
+    assert {job.id for job in timers._scheduler.get_jobs()} == {"training_window"}
 
 
 def test_the_trigger_counts_sunday_as_zero() -> None:

@@ -84,6 +84,16 @@ def test_an_intake_runs_with_the_settings_of_today(home: Path, monkeypatch: pyte
     assert _run(home, "intake", "0" * 64) == [DoneEvent("accepted", [], {"seed": 3})]
 
 
+def test_a_base_whose_files_were_changed_is_no_fault_of_the_batch(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _put_in_place(monkeypatch, "intake", lambda *_: Outcome("accepted"))
+    path = home / "models" / "v0" / "config.json"
+    path.chmod(0o600)
+    path.write_text("{")
+    (event,) = _run(home, "intake", "0" * 64)
+    assert isinstance(event, FailedEvent) and event.retry and event.blameless
+    assert f"the store is damaged: {path} is not what was written" in event.reason
+
+
 def test_a_broken_service_toml_is_no_fault_of_the_batch(home: Path) -> None:
     (home / "service.toml").write_text("sed = 3\n")
     (event,) = _run(home, "intake", "0" * 64)

@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patches.backends import BackendName
-from patches.chat import Encoded
+from patches.chat import Encoded, Padded
 from patches.derive import FORGETTING, SMOOTHING, Derivation, DeriveReport, RowSampler, StopRule, derive, rate_factor
 from patches.errors import NonFiniteError, NothingTrainedError
 from patches.merge import shifted
 from patches.model import decoder_linears
-from patches.terms import AnswerTerm, BatchTerm, ObjectiveName, Term, hold, row_nll
+from patches.terms import AnswerTerm, BatchTerm, ObjectiveName, Runner, Term, hold, row_nll
 from tests.tiny_model import assert_same, encode_pairs, ignore_progress, recipe_of, runner_of, snapshot
 
 OBJECTIVES: tuple[ObjectiveName, ...] = get_args(ObjectiveName)
@@ -184,6 +184,60 @@ def test_a_step_split_into_micro_batches_has_the_same_gradient(
     for max_tokens in (4096, 90, 60, 1):
         derived(model, rows, [AnswerTerm(rows[2:], 0.3), held], objective=objective, max_tokens=max_tokens)
     assert all(float((grad - found[0]).norm()) < 1e-4 * float(found[0].norm()) for grad in found[1:])
+
+
+def _run_short_of_memory(monkeypatch: pytest.MonkeyPatch, num_tokens: int, error: Exception) -> list[int]:
+    """From now on no training pass over more padded tokens fits; gives the sizes of those that did."""
+    real, sizes = Runner.forward, list[int]()
+
+    def forward(self: Runner, rows: Sequence[Encoded]) -> tuple[torch.Tensor, Padded]:
+        size = len(rows) * max(len(row.ids) for row in rows)
+        if torch.is_grad_enabled():
+            if size > num_tokens:
+                raise error
+            sizes.append(size)
+        return real(self, rows)
+
+    monkeypatch.setattr(Runner, "forward", forward)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=["gpu", "python", "cpu"],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_that_runs_out_of_memory_is_done_in_smaller_pieces_with_the_same_outcome(
+    model: PreTrainedModel,
+    rows: list[Encoded],
+    backend: BackendName,
+    error: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short = sorted(rows, key=lambda row: len(row.ids))  # the first term fits, and has its gradient when the next fails
+    batch, others = short[:1], [AnswerTerm(short, 0.7)]
+    wanted = derived(model, batch, others, backend=backend, max_steps=2).task_vector
+    longest = len(short[-1].ids)
+    sizes = _run_short_of_memory(monkeypatch, 2 * longest, error)
+    found = derived(model, batch, others, backend=backend, max_steps=2).task_vector
+    assert len(sizes) > 4 and max(sizes) <= 2 * longest
+    for name, delta in wanted.items():
+        assert float((found[name] - delta).norm()) <= 0.02 * float(delta.norm()), name
+
+
+def test_a_row_that_does_not_fit_in_memory_by_itself_is_told_with_what_helps(
+    model: PreTrainedModel, rows: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(model)
+    _run_short_of_memory(monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(MemoryError, match=r"one row of \d+ tokens; lower derive\.max_length"):
+        derived(model, rows)
+    assert_same(model, before)
 
 
 def test_every_term_is_reported_with_its_own_mean(model: PreTrainedModel, rows: list[Encoded]) -> None:

@@ -1,8 +1,6 @@
 """Killed before any single change of the disk: after a restart all is old or new, never half."""
 
-import errno
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,41 +11,14 @@ from state import audit, durable, filesystem, gc, lock, patchfile
 from state.errors import StoreMissingError
 from state.store import Store
 from state.verify import verify
+from tests.disks import DyingFileSystem, in_memory
 from tests.state_world import NOW, begin, drop, make_store, make_version, prepare, rebuilt, write_model
 
 WHO: Any = {"actor": "tester", "now": NOW}
-CHANGES = {
-    "open_write", "open_append", "write", "copy_range", "fsync", "fsync_path", "fchmod", "truncate", "rename",
-    "link", "symlink", "unlink", "rmdir", "mkdir", "chmod",
-}  # fmt: skip
 
 
 class Killed(BaseException):
     """The process is gone."""
-
-
-class DyingFileSystem(filesystem.FileSystem):
-    """Works for `num_calls` changes and then no more, whatever is tried to clean up."""
-
-    def __init__(self, num_calls: int, error: Callable[[], BaseException] = Killed, *, once: bool = False) -> None:
-        self.left = num_calls
-        self._error = error
-        self._once = once
-
-    def __getattribute__(self, name: str) -> Any:
-        call = super().__getattribute__(name)
-        return self._counted(name, call) if name in CHANGES else call
-
-    def _counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any) -> Any:
-            self.left -= 1
-            if self.left == -1 or (self.left < 0 and not self._once):
-                if name == "write":  # torn: half of it got there
-                    call(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
-                raise self._error()
-            return None if name in ("fsync", "fsync_path") else call(*arguments)
-
-        return run
 
 
 def sweep(home: Path, scratch: Path, act: Callable[[Store], object], check: Callable[[Store, bool], None]) -> int:
@@ -56,7 +27,7 @@ def sweep(home: Path, scratch: Path, act: Callable[[Store], object], check: Call
         work = scratch / "work"
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(home, work, symlinks=True)
-        fs = DyingFileSystem(num_calls)
+        fs = DyingFileSystem(num_calls, Killed)
         finished = False
         with Store.open(work) as store, filesystem.use(fs):
             try:
@@ -77,12 +48,9 @@ def sweep(home: Path, scratch: Path, act: Callable[[Store], object], check: Call
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """A folder in memory where there is one: the ledger really flushes, hundreds of times."""
-    if not Path("/dev/shm").is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
+    """In memory: the ledger really flushes, hundreds of times."""
+    with in_memory(tmp_path) as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -100,7 +68,7 @@ def test_create_killed_anywhere_leaves_no_store_or_a_whole_one(tmp_path: Path) -
     home = tmp_path / "home"
     for num_calls in range(1000):
         shutil.rmtree(home, ignore_errors=True)
-        fs = DyingFileSystem(num_calls)
+        fs = DyingFileSystem(num_calls, Killed)
         try:
             with filesystem.use(fs):
                 Store.create(home, base, **WHO).close()
@@ -280,40 +248,11 @@ def test_gc_killed_anywhere_deletes_nothing_reachable(tmp_path: Path) -> None:
     assert sweep(home, tmp_path, lambda s: gc.run(s, keep_materialized=1, **WHO), check) > 5
 
 
-def test_a_full_disk_or_io_error_harms_nothing_and_the_repeat_succeeds(home: Path, tmp_path: Path) -> None:
-    def act(store: Store) -> None:
-        store.claim_batch(store.spool / "fresh.drop", name="fresh", **WHO)
-        store.publish(2, **WHO)
-        store.rollback(reason="", **WHO)
-
-    for code in (errno.ENOSPC, errno.EIO):
-        for num_calls in range(0, 200):
-            work = tmp_path / "work"
-            shutil.rmtree(work, ignore_errors=True)
-            shutil.copytree(home, work, symlinks=True)
-            fs = DyingFileSystem(num_calls, lambda code=code: OSError(code, "injected"), once=True)  # type: ignore[misc]
-            with Store.open(work) as store:
-                try:
-                    with filesystem.use(fs):
-                        act(store)
-                except OSError as err:
-                    assert err.errno == code
-                store.recover(NOW)
-                assert verify(store, deep=True) == [], f"error {code} at change {num_calls}"
-                if (store.spool / "fresh.drop").exists():
-                    store.claim_batch(store.spool / "fresh.drop", name="fresh", **WHO)
-                assert [row.name for row in store.ledger.batches()].count("fresh") == 1
-                assert store.ledger.duplicates() == []
-            if fs.left >= 0:
-                break
-        assert num_calls > 15
-
-
 @pytest.mark.parametrize("is_zeroed", [False, True], ids=["half a line", "zeros after a power loss"])
 def test_a_torn_audit_line_is_cut_and_written_again(home: Path, is_zeroed: bool) -> None:
     with Store.open(home) as store:
         before = store.audit_path.read_bytes()
-        with filesystem.use(DyingFileSystem(1)), pytest.raises(Killed):  # opened, then torn while writing
+        with filesystem.use(DyingFileSystem(1, Killed)), pytest.raises(Killed):  # opened, then torn while writing
             store.pause(reason="wait", **WHO)
         torn = store.audit_path.read_bytes()
         assert torn.startswith(before) and len(torn) > len(before)

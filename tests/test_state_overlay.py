@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from state import gaps, materialize, overlay, patchfile
 from state.errors import StoreCorruptError
 from state.overlay import Edit
 from state.tensors import ModelFolder
-from tests.state_world import content, folder_digests, make_store, some_edits, write_model
+from tests.state_world import content, folder_digests, make_store, make_version, some_edits, write_model
 
 
 def edit(indices: list[int], values: list[int], dtype: str = "u2") -> Edit:
@@ -205,3 +205,41 @@ def test_a_patch_is_kept_under_the_digest_of_its_bytes_once(tmp_path: Path) -> N
         patchfile.load(store, "0000")
     with pytest.raises(ValueError, match="float64"):
         patchfile.save(store, {"w": (np.array([1]), np.array([0.5]))}, {})
+
+
+def _gap_file(path: Path, **types: str) -> Path:
+    tensors = {f"w.{part}": np.array([3], dtype) for part, dtype in types.items()}
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("steps", "values", "said"), [("u8", "u2", "positions are uint64"), ("u1", "f4", "values are float32")]
+)
+def test_an_overlay_of_other_types_is_refused(tmp_path: Path, steps: str, values: str, said: str) -> None:
+    path = _gap_file(tmp_path / "o", steps=steps, values=values)
+    with pytest.raises(StoreCorruptError, match=said):
+        overlay.read(path)["w"]
+
+
+def test_a_patch_of_other_types_is_refused(tmp_path: Path) -> None:
+    store = make_store(tmp_path)
+    _gap_file(store.patch_path("f00d"), steps="u1", values="u8")
+    with pytest.raises(StoreCorruptError, match="values are uint64, expected float32"):
+        patchfile.load(store, "f00d")
+    save_file(
+        {"w#kinds.steps": np.zeros(1, "u1"), "w#kinds.values": np.full(1, np.nan, "f4")}, store.patch_path("f00d")
+    )
+    with pytest.raises(StoreCorruptError, match="values are float32, expected uint8"):
+        patchfile.load_kinds(store, "f00d")
+
+
+@pytest.mark.parametrize("name", ["nobody", "norm.weight"])
+def test_a_damaged_overlay_that_does_not_fit_is_damage_when_a_version_is_rebuilt(tmp_path: Path, name: str) -> None:
+    store = make_store(tmp_path)
+    version = make_version(store, 1)
+    path = store.overlay_path(version.id)
+    path.unlink()
+    overlay.write(path, {name: edit([100_000], [1])}, {})
+    with pytest.raises(StoreCorruptError, match="an overlay does not fit the base"):
+        materialize.rebuild(store, version.id, tmp_path / "out")

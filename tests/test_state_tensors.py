@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from state.errors import ModelFormatError
+from state.header import read_header, read_metadata
 from state.tensors import ModelFolder, check_finite, from_float32, to_float32
 from tests.state_world import SHAPES, SHARDS, write_model, write_shard
 
@@ -106,6 +107,13 @@ def entry(start: int, end: int, shape: list[int], dtype: str = "U8") -> dict[str
         (set_header({"norm.weight": entry(0, 4, [4]), "embed.weight": entry(2, 8, [6])}), "embed.weight starts at"),
         (set_header({"norm.weight": entry(0, 8, [-8])}), "natural number"),
         (set_header({"norm.weight": entry(0, 8, [8], "F99")}), "norm.weight"),
+        (set_header({"norm.weight": entry(0, 8, [8, 2**63])}), "natural number"),
+        (set_header({"norm.weight": entry(0, 8, [1] * 65)}), "a shape of 65 dimensions"),
+        (set_header({"a\x1b[31m\n": entry(0, 8, [4])}), "tensor a\\x1b[31m\\n: 8 bytes do not fit"),
+        (set_header({"a\ud800": entry(0, 8, [4])}), "tensor a\\ud800: "),
+        (set_header({"a" * 9000: entry(0, 8, [4])}), "tensor aaa"),
+        (add("config.json", "[" * 100_000), "config.json: is no JSON"),
+        (add("model.safetensors.index.json", '{"weight_map": {"a": "x\\u001b[2J"}}'), "disagree about "),
         (set_header({"other": entry(0, 8, [8])}), "other does not belong here"),
         (set_header({"norm.weight": entry(0, 8, [8])}), "embed.weight is in no shard"),
     ],
@@ -116,6 +124,7 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, spoil: Callable[[
     with pytest.raises(ModelFormatError) as caught:
         ModelFolder.open(folder)
     assert what in str(caught.value) and str(folder) in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 2500
 
 
 def test_a_header_that_claims_to_be_huge_is_refused_unread(tmp_path: Path) -> None:
@@ -144,3 +153,25 @@ def test_a_number_that_is_not_finite_is_named_by_tensor(tmp_path: Path, dtype: s
     write_shard(folder / SECOND, {name: from_float32(v, dtype) for name, v in names.items()}, dtype)
     with pytest.raises(ModelFormatError, match=r"layer\.1\.weight holds NaN or infinity"):
         check_finite(ModelFolder.open(folder))
+
+
+def test_a_header_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    text = b'{"a":' * 100_000
+    (tmp_path / "m").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ModelFormatError, match="header is no JSON"):
+        read_header(tmp_path / "m", "m")
+
+
+def test_metadata_of_other_things_than_texts_is_refused(tmp_path: Path) -> None:
+    text = b'{"__metadata__": {"a": 1}}'
+    (tmp_path / "m").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(ModelFormatError, match="object of texts"):
+        read_metadata(tmp_path / "m")
+
+
+def test_a_config_that_is_too_big_to_be_one_is_refused_unread(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "m")
+    with (folder / "config.json").open("ab") as file:
+        file.truncate(10 << 40)  # of holes
+    with pytest.raises(ModelFormatError, match=r"config\.json: is longer than"):
+        ModelFolder.open(folder)

@@ -340,3 +340,22 @@ def test_the_plan_never_lets_go_what_is_named_or_among_the_newest(
     survivors = [number for number in published if number not in gone]
     assert set(published[::-1][:keep_materialized]) <= set(survivors)
     assert gone.keys() | safe | set(published[::-1][:keep_materialized]) >= {row.id for row in rows}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[" * 100_000,
+        b'{"seq": 1, "at": "", "actor": "", "action": "", "subject": "", "details": {"a": NaN}, "prev": "", "hash": ""}',
+        b'{"seq": 1, "at": "\\ud800", "actor": "", "action": "", "subject": "", "details": {}, "prev": "", "hash": ""}',
+        b'{"seq": true, "at": "", "actor": "", "action": "", "subject": "", "details": {}, "prev": "", "hash": ""}',
+        b'{"seq": '
+        + b"9" * 4300
+        + b', "at": "", "actor": "", "action": "", "subject": "", "details": {}, "prev": "", "hash": ""}',
+    ],
+)
+def test_a_hostile_audit_line_is_named(store: Store, line: bytes) -> None:
+    store.audit_path.write_bytes(line + b"\n" + store.audit_path.read_bytes())
+    assert audit.verify(store)[0] == "line 1: is no audit line"
+    with pytest.raises(StoreCorruptError, match="line 1: is no audit line"):
+        audit.read(store)
