@@ -53,7 +53,9 @@ class Recorder:
     def on_call(self, disk: Disk, call: str) -> None:
         """Power is lost before this call."""
         self._tally.calls[call] += 1
-        if self._ledger is not None:
+        if self._ledger is None:
+            disk.see_written_past("ledger.db")
+        else:
             self._ledger = ledger_of(self._home, self._ledger)
         self._take(call, states(disk, self._ledger))
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from state.filesystem import Chunk
-from tests.losing_disk import Disk, Image, states
-from tests.power_loss import check_all, folder_in_memory, play
+from state.queue import Queue
+from state.store import Store
+from tests.disk_states import Image, states
+from tests.losing_disk import Disk
+from tests.power_loss import Plan, folder_in_memory, sweep_creation, sweep_kills, sweep_life
 
 
 @pytest.fixture
@@ -21,19 +26,33 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.mark.timeout(600)
-def test_whatever_a_loss_of_power_leaves_every_promise_is_kept(folder: Path) -> None:
-    story = play(folder, num_cycles=2)
-    assert story.num_calls > 200 and story.kinds["ledger torn"] > 10
-    tally = check_all(story, folder / "work")
+def test_whatever_a_loss_of_power_leaves_of_a_life_every_promise_is_kept(folder: Path) -> None:
+    tally = sweep_life(folder, Plan(num_cycles=2))
+    assert tally.calls.total() > 400 and tally.calls["transaction"] > 30
+    assert any(kind.startswith("ledger: checkpoint") for kind in tally.kinds)
     assert tally.broken == []
-    assert tally.num_checked > 400
+    assert tally.num_checked > 1000
+
+
+@pytest.mark.timeout(600)
+def test_whatever_a_loss_of_power_leaves_of_a_creation_the_store_is_there_or_can_be_made(folder: Path) -> None:
+    tally = sweep_creation(folder)
+    assert tally.broken == []
+    assert tally.num_checked > 20
+
+
+@pytest.mark.timeout(600)
+def test_what_a_killed_process_had_not_flushed_is_made_durable_by_the_next(folder: Path) -> None:
+    tally = sweep_kills(folder, Plan(num_cycles=1, every=3))
+    assert tally.broken == []
+    assert tally.num_checked > 50
 
 
 class _NoFileFlush(Disk):
     """Flushing a file does nothing."""
 
     def fsync(self, fd: int) -> None:
-        self._on_call(self, "fsync")
+        self.on_call(self, "fsync")
 
     def fsync_path(self, path: Path) -> None:
         if path.is_dir():
@@ -50,8 +69,21 @@ class _NoFolderFlush(Disk):
 
 @pytest.mark.parametrize("careless", [_NoFileFlush, _NoFolderFlush])
 def test_a_store_that_would_not_flush_is_caught(folder: Path, careless: type[Disk]) -> None:
-    story = play(folder, 1, careless)
-    assert check_all(story, folder / "work", until_broken=True).broken
+    assert sweep_life(folder, Plan(disk=careless, until_broken=True)).broken
+
+
+@pytest.mark.parametrize(
+    "careless",
+    [
+        pytest.param(lambda: patch.object(Store, "_flush_names", lambda store: None), id="names of the dead"),
+        pytest.param(lambda: patch.object(Queue, "_claimed_before", lambda store, source: None), id="claims of the dead"),
+    ],
+)
+def test_a_recovery_that_would_not_look_after_the_dead_is_caught(
+    folder: Path, careless: Callable[[], AbstractContextManager[object]]
+) -> None:
+    with careless():
+        assert sweep_kills(folder, Plan(num_cycles=1, until_broken=True)).broken
 
 
 def _on(folder: Path) -> tuple[Disk, list[Image]]:
@@ -71,7 +103,7 @@ def test_a_file_that_nobody_flushed_may_be_absent_empty_torn_or_full_of_zeros(fo
     disk, seen = _on(folder)
     disk.close(_write(disk, folder / "new", b"abcd"))
     disk.fsync_path(folder)
-    assert {image.get("new") for image in seen} == {None, b"", b"ab", bytes(4), b"abcd"}
+    assert {image.get("new") for image in seen} == {None, b"", b"ab", bytes(4), b"a\0cd", b"abcd"}
     assert all(image["old"] == b"old" for image in seen)
 
 
