@@ -76,7 +76,9 @@ def test_a_store_that_would_not_flush_is_caught(folder: Path, careless: type[Dis
     "careless",
     [
         pytest.param(lambda: patch.object(Store, "_flush_names", lambda store: None), id="names of the dead"),
-        pytest.param(lambda: patch.object(Queue, "_claimed_before", lambda store, source: None), id="claims of the dead"),
+        pytest.param(
+            lambda: patch.object(Queue, "_claimed_before", lambda store, source: None), id="claims of the dead"
+        ),
     ],
 )
 def test_a_recovery_that_would_not_look_after_the_dead_is_caught(
