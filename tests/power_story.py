@@ -69,7 +69,7 @@ def _audit(store: Store) -> bytes:
 
 
 def _drops(store: Store) -> Counter[str]:
-    claimed = [row.source for row in (*store.ledger.batches(), *store.ledger.duplicates())]
+    claimed = [row.source for row in store.ledger.batches()] + [row.source for row in store.ledger.duplicates()]
     return Counter(claimed + [name for name in _spooled(store) if name not in claimed])
 
 
