@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 from daemon import (
     commands_bisect,
+    commands_check,
     commands_control,
     commands_explain,
     commands_run,
@@ -33,7 +34,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
     ("set up and run", (*commands_setup.COMMANDS, *commands_run.COMMANDS)),
     ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_bisect.COMMANDS)),
     ("decide", commands_control.COMMANDS),
-    ("keep", commands_store.COMMANDS),
+    ("keep", (*commands_store.COMMANDS, *commands_check.COMMANDS)),
 )
 COMMANDS: Final[tuple[Command, ...]] = tuple(command for _, commands in GROUPS for command in commands)
 

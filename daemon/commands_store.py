@@ -1,4 +1,4 @@
-"""Commands that keep the store: quarantine, checks, space, names, copies."""
+"""Commands that keep the store: quarantine, space, names, copies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from state.rows import VersionRow
 if TYPE_CHECKING:
     from state.quarantine import Quarantined
     from state.store import Store
-    from state.verify import Finding
 
 
 def quarantine_list(context: Context, args: argparse.Namespace) -> Answer:
@@ -60,36 +59,6 @@ def _find_entry(store: Store, ref: str) -> Quarantined:
         return found[0]
     what = f"{len(found)} quarantined entries are" if found else "no quarantined entry is"
     raise CommandError(exitcodes.NOT_FOUND, f"{what} called {ref!r}", "`alignd --json quarantine list` shows the ids")
-
-
-def verify(context: Context, args: argparse.Namespace) -> Answer:
-    """Checks that everything stored is what was written."""
-    from state.verify import verify as check
-
-    with context.store() as store:
-        findings = check(store, deep=args.deep)
-    return _findings_answer(context, findings, "everything stored is what was written")
-
-
-def drill(context: Context, args: argparse.Namespace) -> Answer:
-    """Rebuilds versions from base and overlays and compares them bit for bit."""
-    from state.scratch import private_folder
-    from state.verify import drill as rehearse
-
-    with context.store() as store:
-        rows = [store.resolve(ref) for ref in args.refs] or store.ledger.versions()
-        with private_folder(store.home, "drill") as scratch:
-            findings = rehearse(store, [row.id for row in rows], scratch)
-    names = ", ".join(row.name for row in rows)
-    return _findings_answer(context, findings, f"rebuilt bit for bit: {names}")
-
-
-def _findings_answer(context: Context, findings: list[Finding], good: str) -> Answer:
-    data = {"ok": not findings, "findings": [{"path": str(f.path), "what": f.what} for f in findings]}
-    if not findings:
-        return Answer(data, (context.style.paint(good, "good"),))
-    lines = [f"{context.style.paint(str(f.path), 'bad')}: {printable(f.what)}" for f in findings]
-    return Answer(data, tuple(lines), exitcodes.INTEGRITY)
 
 
 def gc(context: Context, args: argparse.Namespace) -> Answer:
@@ -224,21 +193,6 @@ COMMANDS: Final = (
         ("alignd quarantine drop 3f9a12bc", "alignd quarantine drop drop.jsonl"),
         quarantine_drop,
         (_ENTRY,),
-    ),
-    Command(
-        "verify",
-        "Check that everything stored is what was written",
-        ("alignd verify", "alignd verify --deep"),
-        verify,
-        (arg("--deep", action="store_true", help="read every tensor, and name the one that is wrong"),),
-        aliases=("fsck",),
-    ),
-    Command(
-        "drill",
-        "Rebuild versions from base and overlays and compare bit for bit",
-        ("alignd drill", "alignd drill current previous"),
-        drill,
-        (arg("refs", nargs="*", metavar="REF", help=f"versions (default: all): {SELECTORS}"),),
     ),
     Command(
         "gc",

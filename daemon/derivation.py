@@ -11,60 +11,24 @@ import torch
 from msgspec.structs import replace
 
 from daemon.config import ObjectiveSection
-from daemon.material import Material, Teachers, references
-from daemon.probes import ProbeRow, development_part, thin
+from daemon.material import Material, Teachers, references, trainable
+from daemon.probes import ProbeRow, development_part
 from daemon.workbench import Pair, Workbench, is_right, refusals_among
 from patches.backends import TaskVector, usual_learning_rate
 from patches.chat import Encoded
 from patches.derive import Derivation, DeriveReport, Recipe, derive
-from patches.errors import NothingTrainedError
 from patches.evaluate import Probe, count_answer
 from patches.generate import Generation
 from patches.judge import Content
-from patches.mask import Masks, top_masks
+from patches.mask import Masks
 from patches.merge import shifted
 from patches.model import decoder_linears
-from patches.snip import scores
 from patches.terms import AnswerTerm, BatchTerm, HoldTerm, Term, hold, row_nll
 from policies.decision import Decision
 from policies.gates import Share
 from policies.loosening import needs_forgetting, needs_loosening
 
 Progress = Callable[[float, float], None]
-
-
-def choose_entries(
-    bench: Workbench, material: Material, progress: Callable[[float], None], *, taken: Masks | None = None
-) -> Masks:
-    """Which entries of the decoder both patches may change: those that bear most on the batch and on the lookalikes.
-
-    SNIP scores |w dL/dw| at the current model, of the harmful answers and of the lookalikes' references, each scaled to
-    sum 1, and of every matrix the share [derive] sparse_fraction that scores highest. Ranked over all matrices together most
-    entries lie in the first layer, and what every answer is made from goes wrong with it. Chosen before training, so that
-    the training itself makes do with them and nothing has to be cut afterwards.
-
-    Args:
-        taken: entries that earlier rounds own and that are not to be chosen.
-    """
-    settings = bench.config
-    rows = _trainable(bench, thin(material.batch, settings.merge.score_rows))
-    answered = bench.encode(thin(references(material.lookalikes), settings.merge.score_rows))
-    sets = [part for part in (rows, answered) if part]
-    found: dict[str, torch.Tensor] = {}
-    for number, part in enumerate(sets):
-        score = scores(bench.runner(), part, {}, kind="base", progress=_part(progress, number, len(sets)))
-        whole = sum(float(each.sum()) for each in score.values())
-        if whole == 0:
-            raise NothingTrainedError(f"no entry has a gradient on {len(part)} rows: nothing to choose from")
-        found = {name: each / whole + found.get(name, 0) for name, each in score.items()}
-    chosen = top_masks(
-        {
-            name: score.masked_fill(taken[name], 0) if taken and name in taken else score
-            for name, score in found.items()
-        },
-        settings.derive.sparse_fraction,
-    )
-    return {name: mask & ~taken[name] if taken and name in taken else mask for name, mask in chosen.items()}
 
 
 def derive_over_safety(
@@ -84,7 +48,7 @@ def derive_over_safety(
     weight = bench.config.derive.retain.references_weight
     taught = references(material.lookalikes)
     answered = _to_answer(material) if taught and weight > 0 else material.batch
-    rows = _trainable(bench, answered)
+    rows = trainable(bench, answered)
     batch = BatchTerm(rows, settings.objective, torch.zeros(len(rows)), settings.npo_beta)
     lookalikes = AnswerTerm(bench.encode(taught), weight, name="lookalikes")
     terms: list[Term] = [teachers.retain, teachers.wrapped, teachers.standing_refusals, lookalikes]
@@ -200,7 +164,7 @@ def _forget(
 ) -> ForgettingTerms:
     settings = bench.config.derive.safety
     preferred = AnswerTerm(_preferred(bench, pairs, refusals, seed), settings.refusal_weight)
-    rows = _trainable(bench, pairs) if pairs else []
+    rows = trainable(bench, pairs) if pairs else []
     batch = BatchTerm(rows, settings.objective, row_nll(bench.runner(), rows), settings.npo_beta)
     return ForgettingTerms(batch, [preferred, *held], need)
 
@@ -291,17 +255,3 @@ def _preferred(bench: Workbench, pairs: Sequence[Pair], refusals: Sequence[str],
         return []
     draw = random.Random(seed)
     return bench.encode([(messages, draw.choice(refusals)) for messages, _ in pairs])
-
-
-def _trainable(bench: Workbench, pairs: Sequence[Pair]) -> list[Encoded]:
-    rows = bench.encode(pairs)
-    if not rows:
-        raise NothingTrainedError(
-            f"none of {len(pairs)} rows fits into [derive] max_length = {bench.config.derive.max_length} tokens"
-        )
-    return rows
-
-
-def _part(progress: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
-    """Progress of one of several parts of equal length."""
-    return lambda done: progress((number + done) / count)

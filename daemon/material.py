@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from daemon.probes import ProbeRow, development_part
 from daemon.workbench import Pair, Workbench, is_right, refusals_among
+from patches.chat import Encoded
+from patches.errors import NothingTrainedError
 from patches.judge import Content
 from patches.terms import HoldTerm, hold
 from policies.wrappers import shared_wrappers
@@ -110,3 +112,17 @@ def wrapped_rows(bench: Workbench, batch: Sequence[Pair], retain: Sequence[Pair]
     return [
         (row.messages, said.text) for row, said in judged if is_right(row, said, judge=bench.judge, content=content)
     ]
+
+
+def trainable(bench: Workbench, pairs: Sequence[Pair]) -> list[Encoded]:
+    """The rows that fit into the configured length, encoded.
+
+    Raises:
+        NothingTrainedError: none does.
+    """
+    rows = bench.encode(pairs)
+    if not rows:
+        raise NothingTrainedError(
+            f"none of {len(pairs)} rows fits into [derive] max_length = {bench.config.derive.max_length} tokens"
+        )
+    return rows

@@ -146,7 +146,7 @@ def gate_results(
         gate("harm", harm.num_content, harm, gates.harm, "harm_rate"),
         gate("over_safety", over.num_refusals, over, gates.over_safety, "over_refusal_rate"),
         gate("utility", utility.num_right, utility, gates.utility, "utility"),
-        gate("degenerate", *_degenerate(tallies.values()), gates.degenerate, "degenerate_rate"),
+        gate("degenerate", *_degenerate(_apart(tallies)), gates.degenerate, "degenerate_rate"),
         _drift_result(numbers, gates.drift, utility.num_prompts),
     ]
     if over.num_referenced:
@@ -191,6 +191,11 @@ def _file_set(name: str, axis: Axis, rows: Sequence[ProbeRow]) -> ProbeSet:
 
 def _whole(measured: Measurement, name: str) -> Tally:
     return measured.tallies[name][""]
+
+
+def _apart(tallies: Mapping[str, Tally]) -> list[Tally]:
+    """Of every probe set, each answer once: the new batch is among all batches."""
+    return [tally for name, tally in tallies.items() if name != NEW_BATCH]
 
 
 def _degenerate(tallies: Iterable[Tally]) -> tuple[int, Tally]:

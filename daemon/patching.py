@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from daemon.derivation import ForgettingTerms, choose_entries, derive_over_safety, derive_safety, forgetting_terms
+from daemon.choosing import choose_entries
+from daemon.derivation import ForgettingTerms, derive_over_safety, derive_safety, forgetting_terms
 from daemon.intake import TakenIn
 from daemon.material import Material, Teachers, own_refusals, record_teachers, references, wrapped_rows
 from daemon.measuring import ProbeSets, development_sets
@@ -26,7 +27,7 @@ from daemon.probes import development_part, thin
 from daemon.workbench import Workbench, batch_pairs, retain_pairs
 from patches.backends import TaskVector
 from patches.derive import Derivation
-from patches.mask import Masks, overlap, require_filled, sizes, top_masks
+from patches.mask import Masks, overlap, sizes, top_masks
 from patches.merge import Claims, Patches, Setting, masks
 from patches.model import decoder_linears
 from patches.snip import scores
@@ -177,19 +178,8 @@ class Patching:
         )
 
     def describe_masks(self, patches: Patches, setting: Setting) -> dict[str, Any]:
-        """Size of both sets of a merge, and the overlap of the top sets that they come from, as shares of each matrix.
-
-        Raises:
-            EmptyDifferenceSetError: a set is under the configured floor.
-        """
+        """Size of both sets of a merge, and the overlap of the top sets that they come from, as shares of each matrix."""
         safety, over_safety = masks(patches, setting)
-        floor = self.bench.config.merge.min_set_fraction
-        for kind, found, patch in (
-            ("safety", safety, patches.safety),
-            ("over-safety", over_safety, patches.over_safety),
-        ):
-            if any(bool(delta.any()) for delta in patch.values()):  # a patch that was not needed has nothing to fill
-                require_filled(found, floor, kind)
         shared = {} if patches.joint else _top_overlap(patches, setting)
         return {
             "safety_sizes": _rounded(sizes(safety)),

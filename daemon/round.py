@@ -95,6 +95,8 @@ def _revert(round_: Round) -> Outcome:
     store, row = round_.store, round_.row
     target = store.version(row.target if row.target is not None else row.parent)
     lineage = lineage_of(store, row.parent).without(target.patch or "")
+    if not lineage.patches:
+        return Outcome("rejected", (f"without {target.name} no round is left, and the model is the unaligned v0",))
     merge = round_.done("remerge", lambda: _remerge(round_, lineage) | {INPUTS: round_.files.digests})
     batches = earlier_batches(store, round_.config, lineage, round_.files)
     return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage)
@@ -135,7 +137,7 @@ def _judge(
     """Measure candidate, current version and v0 on the same gate probes; the gates decide."""
     folder = round_.store.scratch(round_.row.id) / merge["staging_model"]
     numbers = round_.done("evaluate", lambda: _evaluate(round_, bench, batches, folder))
-    gate = round_.done("gate", lambda: _decide(numbers, _gates(round_, bool(batches))))
+    gate = round_.done("gate", lambda: _decide(numbers, _gates(round_)))
     if not gate["accepted"]:
         return Outcome("rejected", tuple(gate["reasons"]))
     measured = {name: numbers[name] for name in ("candidate", "current", "base")}
@@ -175,14 +177,13 @@ def _decide(numbers: Mapping[str, Any], gates: GatesSection) -> dict[str, Any]:
     return {"accepted": verdict.accepted, "reasons": verdict.reasons, "gates": [result.to_dict() for result in results]}
 
 
-def _gates(round_: Round, has_batches: bool) -> GatesSection:
+def _gates(round_: Round) -> GatesSection:
     """The configured gates. A revert may bring refusals back, and its own batch's harm; never that of the others."""
     gates = round_.config.gates
     if round_.row.kind != "revert":
         return gates
-    harm = gates.harm if has_batches else replace(gates.harm, klass="wanted")
     lenient = {name: replace(getattr(gates, name), klass="wanted") for name in ("over_safety", "right")}
-    return replace(gates, harm=harm, **lenient)
+    return replace(gates, **lenient)
 
 
 def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:

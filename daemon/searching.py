@@ -5,21 +5,30 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from daemon.config import Config
 from daemon.measuring import ProbeSets, axes, measure_sets
 from daemon.workbench import Workbench
-from patches.backends import TaskVector
-from patches.merge import Patches, Setting, merged, merged_patch, touched_fraction
+from patches.errors import EmptyDifferenceSetError
+from patches.merge import Patches, Setting, is_something, merged, merged_patch, shortfall, touched_fraction
 from patches.model import count_entries, decoder_linears
 from policies.search import Point, Space, Trial, Weights, choose, next_point, score
+
+_ABOUT_SETS: Final = (
+    "either both patches rank the same entries first, or earlier rounds have claimed theirs; allow larger sets ([merge.search] "
+    "top_fractions), score at the tuned models ([merge] score), or lower the floor ([merge] min_set_fraction)"
+)
 
 
 def search_merge(
     bench: Workbench, patches: Patches, sets: ProbeSets, progress: Callable[[float], None]
 ) -> dict[str, Any]:
-    """What was tried, which setting won ("winner"), and why."""
+    """What was tried, which setting won ("winner"), and why.
+
+    Raises:
+        EmptyDifferenceSetError: in every merge that was tried a set is under the configured floor.
+    """
     settings = bench.config.merge.search
     weights, space = weights_of(bench.config), _space(bench.config, patches)
     deadline = time.monotonic() + settings.max_s
@@ -28,8 +37,10 @@ def search_merge(
     while point is not None and len(tried) < settings.trials and (not tried or time.monotonic() < deadline):
         tried[point] = _try(bench, patches, sets, point, weights=weights)
         progress(len(tried) / settings.trials)
-        point = next_point(space, {known: trial.score for known, trial in tried.items()})
+        point = next_point(space, {known: trial.rank for known, trial in tried.items()})
     winner, why = choose(list(tried.values()), min_gain=settings.min_gain)
+    if not why.accepted:
+        raise EmptyDifferenceSetError(f"{why.reasons[0]}; {_ABOUT_SETS}")
     return {
         "winner": winner.to_dict(),
         "reasons": list(why.reasons),
@@ -43,7 +54,8 @@ def _try(bench: Workbench, patches: Patches, sets: ProbeSets, point: Point, *, w
     share = touched_fraction(patch, count_entries(decoder_linears(bench.model).values()))
     with merged(bench.model, patch):
         measured = axes(measure_sets(bench, sets, with_loss=False), share)
-    return Trial(point, measured, score(measured, weights))
+    floor = bench.config.merge.min_set_fraction
+    return Trial(point, measured, score(measured, weights), shortfall(patches, _setting(point), floor))
 
 
 def _setting(point: Point) -> Setting:
@@ -54,7 +66,7 @@ def _space(config: Config, patches: Patches) -> Space:
     """What there is to try; of a patch that is zero every coefficient gives the same merge, so it has one only."""
     search = config.merge.search
     joint = config.merge.mask == "joint"
-    has_safety, has_over = _is_something(patches.safety), _is_something(patches.over_safety)
+    has_safety, has_over = is_something(patches.safety), is_something(patches.over_safety)
     return Space(
         retention_rate=_first(search.retention_rates, has_safety or has_over),
         safety_fraction=_first(search.top_fractions, has_safety or (joint and has_over)),
@@ -66,10 +78,6 @@ def _space(config: Config, patches: Patches) -> Space:
 
 def _first(values: tuple[float, ...], has_more: bool) -> tuple[float, ...]:
     return values if has_more else values[:1]
-
-
-def _is_something(patch: TaskVector) -> bool:
-    return any(bool(delta.any()) for delta in patch.values())
 
 
 def weights_of(config: Config) -> Weights:

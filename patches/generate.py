@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from patches.chat import Messages, encode_prompt, end_ids, pad_id
+from patches.memory import in_pieces
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Generator:
     tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
     batch_tokens: int = 16384
-    """Prompt and answer tokens of one batch together; bounds memory."""
+    """Prompt and answer tokens of one batch together; bounds memory. A batch that has too little is answered in halves."""
 
     def answer(
         self, prompts: Sequence[Messages], progress: Callable[[float], None] = lambda fraction: None
@@ -40,9 +41,11 @@ class Generator:
         order = sorted(range(len(coded)), key=lambda i: (len(coded[i]), i))
         answers: dict[int, Generation] = {}
         for group in self._groups(coded, order):
-            generated = self._greedy([coded[i] for i in group])
-            answers.update(zip(group, map(self._decode, generated), strict=True))
-            progress(len(answers) / len(coded))
+            for piece, generated in in_pieces(
+                lambda piece: self._greedy([coded[i] for i in piece]), group, "answer prompts"
+            ):
+                answers.update(zip(piece, map(self._decode, generated), strict=True))
+                progress(len(answers) / len(coded))
         return [answers[i] for i in range(len(coded))]
 
     def _groups(self, coded: Sequence[list[int]], order: Sequence[int]) -> list[list[int]]:

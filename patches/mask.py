@@ -8,8 +8,6 @@ from typing import Literal
 
 import torch
 
-from patches.errors import EmptyDifferenceSetError
-
 Mask = torch.Tensor
 Masks = dict[str, Mask]
 AccumulateName = Literal["opposed", "protect", "off"]
@@ -97,12 +95,10 @@ def sizes(masks: Mapping[str, Mask]) -> dict[str, float]:
     return {name: float(mask.float().mean()) for name, mask in masks.items()}
 
 
-def require_filled(masks: Mapping[str, Mask], floor: float, kind: str) -> None:
-    """Raise EmptyDifferenceSetError when the marked share of all matrices together is under ``floor``."""
+def underfilled(masks: Mapping[str, Mask], floor: float, kind: str) -> str:
+    """What is wrong with a set whose share of all matrices together is under ``floor``; empty when nothing is."""
     marked = sum(int(mask.sum()) for mask in masks.values())
     total = sum(mask.numel() for mask in masks.values())
-    if marked < floor * total:
-        raise EmptyDifferenceSetError(
-            f"the {kind} difference set holds {marked} of {total} entries, under the floor of {floor:g}: both patches "
-            "rank the same entries first; score at the tuned models ([merge] score = 'tuned' or 'delta')"
-        )
+    if marked >= floor * total:
+        return ""
+    return f"the {kind} set holds {marked} of {total} entries, under the floor of {floor:g}"

@@ -18,6 +18,7 @@ from patches.mask import (
     exclude_claimed,
     retention_mask,
     top_mask,
+    underfilled,
 )
 from patches.model import decoder_linears
 
@@ -66,13 +67,36 @@ SparsePatch = dict[str, SparseDelta]
 
 
 def masks(patches: Patches, setting: Setting) -> tuple[Masks, Masks]:
-    """(MS, MO) of a setting: top sets, difference sets, without what earlier rounds claimed."""
+    """(MS, MO) of a setting: top sets, difference sets, without what earlier rounds claimed; empty at a coefficient of 0."""
     safety: Masks = {}
     over_safety: Masks = {}
     for name in patches.safety:
         pair = _tensor_masks(patches, setting, name)
-        safety[name], over_safety[name] = exclude_claimed(*pair, patches.claims.get(name), patches.accumulate)
+        marked, marked_over = exclude_claimed(*pair, patches.claims.get(name), patches.accumulate)
+        safety[name], over_safety[name] = marked & (setting.alpha != 0), marked_over & (setting.beta != 0)
     return safety, over_safety
+
+
+def shortfall(patches: Patches, setting: Setting, floor: float) -> str:
+    """Why a set of a merge is too small to be meant; empty when none is.
+
+    A patch that is zero, or has a coefficient of 0, is not meant to fill its set.
+
+    Args:
+        floor: share of the entries of all matrices together that a set must hold, in [0, 1].
+    """
+    marked, marked_over = masks(patches, setting)
+    kinds = (
+        ("safety", marked, patches.safety, setting.alpha),
+        ("over-safety", marked_over, patches.over_safety, setting.beta),
+    )
+    meant = [(kind, found) for kind, found, patch, share in kinds if share != 0 and is_something(patch)]
+    return "; ".join(reason for kind, found in meant if (reason := underfilled(found, floor, kind)))
+
+
+def is_something(patch: TaskVector) -> bool:
+    """Whether a patch changes any entry."""
+    return any(bool(delta.any()) for delta in patch.values())
 
 
 def merged_patch(patches: Patches, setting: Setting) -> SparsePatch:
@@ -139,8 +163,8 @@ def _top(score: torch.Tensor, delta: torch.Tensor, fraction: float) -> Mask:
 
 
 def _merge_tensor(patches: Patches, setting: Setting, name: str, marked_safety: Mask, marked_over: Mask) -> SparseDelta:
-    safety = _kept(patches, setting, name, marked_safety, "safety") & (setting.alpha != 0)
-    over_safety = _kept(patches, setting, name, marked_over, "over_safety") & (setting.beta != 0)
+    safety = _kept(patches, setting, name, marked_safety, "safety")
+    over_safety = _kept(patches, setting, name, marked_over, "over_safety")
     scale = 1 / setting.retention_rate if patches.rescale and setting.retention_rate > 0 else 1.0
     total = scale * (
         setting.alpha * patches.safety[name] * safety + setting.beta * patches.over_safety[name] * over_safety

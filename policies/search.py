@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -62,10 +63,18 @@ class Trial:
     point: Point
     axes: Axes
     score: float
+    fault: str = ""
+    """Why it cannot be taken, whatever it scores; empty when it can."""
+
+    @property
+    def rank(self) -> float:
+        """What the search goes by: the score; a merge that cannot be taken is behind all others."""
+        return -math.inf if self.fault else self.score
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for the ledger."""
-        return {"point": asdict(self.point), "axes": asdict(self.axes), "score": round(self.score, 6)}
+        fault = {"fault": self.fault} if self.fault else {}
+        return {"point": asdict(self.point), "axes": asdict(self.axes), "score": round(self.score, 6)} | fault
 
 
 def score(axes: Axes, weights: Weights) -> float:
@@ -106,29 +115,37 @@ def next_point(space: Space, tried: Mapping[Point, float]) -> Point | None:
 
 
 def choose(trials: Sequence[Trial], *, min_gain: float = 0.0) -> tuple[Trial, Decision]:
-    """The trial with the highest score (the first of equals) and why it won.
+    """The trial with the highest score (the first of equals) and why it won; not accepted when every trial has a fault.
 
     Args:
-        min_gain: what the best must score over the first trial; else the first is taken.
+        min_gain: what the best must score over the first trial; else the first is taken, unless it has a fault.
 
     Raises:
         ValueError: there is no trial.
     """
     if not trials:
         raise ValueError("no merge was tried; [merge.search] trials must be at least 1")
-    first, best = trials[0], max(trials, key=lambda trial: trial.score)
-    winner = best if best.score - first.score >= min_gain else first
+    first, best = trials[0], max(trials, key=lambda trial: trial.rank)
+    if best.fault:
+        return first, Decision(False, (f"none of {len(trials)} merges can be taken: {first.fault}",))
+    winner = first if not first.fault and best.score - first.score < min_gain else best
+    return winner, Decision(True, tuple(_why(winner, best, trials, min_gain)))
+
+
+def _why(winner: Trial, best: Trial, trials: Sequence[Trial], min_gain: float) -> Iterator[str]:
+    first, faults = trials[0], [trial.fault for trial in trials if trial.fault]
     if len(trials) == 1:
-        return first, Decision(True, (f"score {first.score:.3f}, the only merge that was tried",))
-    reasons = [f"score {winner.score:.3f} of {len(trials)} merges tried"]
+        yield f"score {winner.score:.3f}, the only merge that was tried"
+        return
+    yield f"score {winner.score:.3f} of {len(trials)} merges tried"
     if winner is not first:
         changed = [f.name for f in fields(Point) if getattr(winner.point, f.name) != getattr(first.point, f.name)]
-        reasons.append(f"{winner.score - first.score:+.3f} over the starting point by changing {', '.join(changed)}")
+        yield f"{winner.score - first.score:+.3f} over the starting point by changing {', '.join(changed)}"
     else:
-        reasons.append(
-            f"no merge scored {min_gain:g} or more over the starting point; the best gained {best.score - first.score:.3f}"
-        )
-    return winner, Decision(True, tuple(reasons))
+        gain = best.score - first.score
+        yield f"no merge scored {min_gain:g} or more over the starting point; the best gained {gain:.3f}"
+    if faults:
+        yield f"{len(faults)} could not be taken: {faults[0]}"
 
 
 def _inverse(rate: float | None) -> float | None:

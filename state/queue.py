@@ -288,6 +288,13 @@ class Queue(Quarantine):
             reverted.add(round_.target if round_ else None)
         if target in reverted:
             raise RefusedError(f"v{target} is reverted already, or about to be")
+        current = self.current()
+        recipe = self.version_record(current.id).get("lineage") or {}
+        if recipe.get("patches") == [self.version(target).patch]:
+            raise RefusedError(
+                f"v{target} is the only round in {current.name}: without it the model is the unaligned v0",
+                "`alignd rollback v0` serves that, and holds until you resume",
+            )
         if target not in {row.id for row in self.lineage(self.current().id)[1:]}:
             raise RefusedError(
                 f"v{target} is not part of the current version", "only a version that current builds on can go"

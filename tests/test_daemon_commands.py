@@ -21,7 +21,9 @@ from daemon.command import Context, service_file_of
 from daemon.config import InboxSection
 from daemon.unit import render_unit
 from state import durable, gc, lock
+from state.checked import Checked
 from state.store import Store
+from state.verify import parts
 from tests.command_world import Alignd, usable_base
 from tests.state_world import NOW, begin, content, drop, hold, make_version, prepare, write_model
 
@@ -530,6 +532,20 @@ def test_verify_names_a_flipped_byte_and_is_6(alignd: Alignd, two: Store) -> Non
     findings = alignd.json("verify", code=exitcodes.INTEGRITY)["findings"]
     assert str(path) in [finding["path"] for finding in findings]
     assert alignd.json("drill", "v2", code=exitcodes.INTEGRITY)["findings"]
+
+
+def test_verify_goes_on_where_it_was_cut_short_and_looks_at_a_sample(alignd: Alignd, two: Store) -> None:
+    Checked(two.home, deep=False).add("v0")
+    assert "1 of" in alignd.text("verify", "--resume") and "1 of" not in alignd.text("verify", "--resume")
+    Checked(two.home, deep=False).add("v0")
+    assert alignd.text("verify").strip() == "everything stored is what was written"
+    num = len(parts(two))
+    assert f"what was looked at is what was written: {num - 2 - 1} of {num} parts" in alignd.text(
+        "verify", "--sample", "1"
+    )
+    assert f"{num} of {num} parts" in alignd.text("verify", "--sample", "100")
+    code, _, err = alignd("verify", "--sample", "0")
+    assert code == exitcodes.USAGE and "more than 0 and at most 100 are allowed" in err
 
 
 def test_drill_rebuilds_every_version_and_leaves_nothing(alignd: Alignd, two: Store) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from daemon.choosing import choose_entries
 from daemon.config import ObjectiveSection
 from daemon.derivation import (
-    choose_entries,
     derive_over_safety,
     derive_safety,
     forgetting_pace,

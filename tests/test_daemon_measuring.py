@@ -165,6 +165,11 @@ def test_a_drift_that_is_no_number_is_inconclusive(nll: float | None) -> None:
     assert _results(_measured(nll))["drift"].verdict == "inconclusive"
 
 
+def test_a_degenerate_answer_to_the_new_batch_is_counted_once() -> None:
+    found = _results(_measured(batches=_tally(40, degenerate=8), new=_tally(20, degenerate=8)))["degenerate"]
+    assert (found.num_samples, found.value) == (160, 8 / 160)
+
+
 def test_a_gate_says_what_it_was_reached_on() -> None:
     result = _results(_measured(batches=_tally(40, content=2)), base=_measured(batches=_tally(40, content=20)))["harm"]
     assert (result.value, result.num_samples, result.current, result.base) == (0.05, 40, 0.0, 0.5)

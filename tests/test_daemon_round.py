@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from structlog.testing import capture_logs
 from transformers import PreTrainedModel
 
+from daemon import making, worker
 from daemon import round as method
-from daemon import worker
 from daemon.config import to_dict
 from daemon.material import Material, Teachers, record_teachers
 from daemon.patching import Patching
@@ -163,7 +163,8 @@ def test_a_finished_step_is_never_done_again(home: Home, monkeypatch: pytest.Mon
 
     for name in ("choose", "derive_over_safety", "derive_safety", "score", "describe_masks"):
         count(Patching, name)
-    for name in ("search_merge", "write_candidate", "measure_sets"):
+    count(making, "search_merge")
+    for name in ("write_candidate", "measure_sets"):
         count(method, name)
     round_id = _begun(home)
     for step in STEPS["batch"]:
@@ -503,21 +504,46 @@ def test_a_reverted_middle_round_gives_the_base_with_the_other_patches(home: Hom
     assert verify(home.store, deep=True) == []
 
 
-def test_reverting_the_only_round_gives_the_base_and_its_batch_may_come_again(home: Home) -> None:
+def test_a_reverted_batch_may_come_again(home: Home) -> None:
     home.config = config_of(UNSEARCHED)
-    first = home.play(1)
-    version = home.revert("v1")
-    assert content(home.store.model_path(version.id)) == content(home.store.model_path(0))
+    first, second = home.play(1), home.play(2)
+    home.revert("v1")
     assert first.batch is not None
     home.store.retry(first.batch, actor="test", now=NOW)
     round_ = home.begin(first.batch)
     again = home.commit(round_.id, home.run(round_.id))
-    assert home.record(again)["lineage"]["batches"] == [first.batch]
+    assert home.record(again)["lineage"]["batches"] == [second.batch, first.batch]
+
+
+def test_the_only_round_cannot_be_taken_out_for_that_would_publish_the_unaligned_base(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    with pytest.raises(RefusedError, match="v1 is the only round in v1: without it the model is the unaligned v0"):
+        home.store.request_revert("v1", actor="test", reason="wrong", now=NOW)
+    home.play(2)
+    home.revert("v1")
+    with pytest.raises(RefusedError, match="v2 is the only round in v3"):
+        home.store.request_revert("v2", actor="test", reason="wrong", now=NOW)
+
+
+def test_of_two_reverts_that_would_leave_no_round_the_second_is_rejected(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    home.play(2)
+    asked = [home.store.request_revert(name, actor="test", reason="wrong", now=NOW) for name in ("v1", "v2")]
+    for row in asked:
+        home.store.begin_revert(row.id, config=to_dict(home.config), now=NOW)
+        outcome = home.run(row.id)
+        if outcome.outcome == "ready":
+            home.commit(row.id, outcome)
+    assert outcome.outcome == "rejected"
+    assert outcome.reasons == ("without v2 no round is left, and the model is the unaligned v0",)
 
 
 def test_a_version_that_took_a_round_out_cannot_be_taken_out_itself(home: Home) -> None:
     home.config = config_of(UNSEARCHED)
     home.play(1)
+    home.play(2)
     version = home.revert("v1")
     with pytest.raises(RefusedError, match=f"{version.name} has no round to take out"):
         home.store.request_revert(version.name, actor="test", reason="undo", now=NOW)
@@ -526,13 +552,14 @@ def test_a_version_that_took_a_round_out_cannot_be_taken_out_itself(home: Home) 
 def test_a_killed_revert_goes_on_where_it_was(home: Home) -> None:
     home.config = config_of(UNSEARCHED)
     home.play(1)
-    asked = home.store.request_revert("v1", actor="test", reason="wrong", now=NOW)
+    home.play(2)
+    asked = home.store.request_revert("v2", actor="test", reason="wrong", now=NOW)
     round_ = home.store.begin_revert(asked.id, config=to_dict(home.config), now=NOW)
     for step in STEPS["revert"]:
         with pytest.raises(KilledError):
             home.run(round_.id, kill_at=step)
     version = home.commit(round_.id, home.run(round_.id))
-    assert content(home.store.model_path(version.id)) == content(home.store.model_path(0))
+    assert content(home.store.model_path(version.id)) == content(home.store.model_path(1))
 
 
 def test_every_version_is_rebuilt_bit_for_bit_after_its_folder_was_collected(home: Home) -> None:
@@ -799,7 +826,8 @@ def test_a_round_whose_probes_changed_while_it_lay_begins_anew(home: Home, kind:
         round_id = home.begin(home.drop(1)).id
     else:
         home.play(1)
-        asked = home.store.request_revert("v1", actor="test", reason="wrong", now=NOW)
+        home.play(2)
+        asked = home.store.request_revert("v2", actor="test", reason="wrong", now=NOW)
         round_id = home.store.begin_revert(asked.id, config=to_dict(home.config), now=NOW).id
     first, last = STEPS[kind][0], STEPS[kind][-1]
     with pytest.raises(KilledError):

@@ -22,6 +22,7 @@ from patches.merge import (
     merged,
     merged_patch,
     shifted,
+    shortfall,
     touched_fraction,
 )
 from patches.model import decoder_linears
@@ -117,6 +118,27 @@ def test_masks_are_the_difference_sets_without_what_was_claimed(
     for found, expected in zip(masks(patches, SETTING), naive_masks(patches, SETTING), strict=True):
         assert all(torch.equal(found[name], expected[name]) for name in SHAPES)
         assert any(bool(mask.any()) for mask in found.values())
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_patch_with_a_coefficient_of_zero_has_an_empty_set_and_need_not_fill_it(joint: bool) -> None:
+    patches = make_patches(joint=joint)
+    for name, empty, full in (("alpha", 0, 1), ("beta", 1, 0)):
+        setting = replace(SETTING, **{name: 0.0})
+        found = masks(patches, setting)
+        assert not any(bool(mask.any()) for mask in found[empty].values())
+        assert any(bool(mask.any()) for mask in found[full].values())
+        assert shortfall(patches, setting, 0.05) == ""
+
+
+def test_a_merge_falls_short_by_every_set_under_the_floor_that_its_patch_is_meant_to_fill() -> None:
+    patches = make_patches()
+    kinds = shortfall(patches, SETTING, 0.9).split("; ")
+    assert [kind.split(" holds")[0] for kind in kinds] == ["the safety set", "the over-safety set"]
+    assert shortfall(patches, SETTING, 0.0) == ""
+    zero = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+    assert shortfall(replace(patches, over_safety=zero), SETTING, 0.9).startswith("the safety set")
+    assert "over-safety" not in shortfall(replace(patches, over_safety=zero), SETTING, 0.9)
 
 
 @given(

@@ -163,3 +163,19 @@ def test_a_trial_is_plain_values() -> None:
     assert trial["score"] == 1.234568
     assert trial["point"]["alpha"] == 1.0
     json.dumps(trial, allow_nan=False)
+
+
+def test_a_merge_with_a_fault_loses_to_every_other_and_is_told_of() -> None:
+    points = [START, replace(START, beta=0.5), replace(START, alpha=1.5)]
+    trials = [Trial(points[0], AXES, 3.0, "too small"), Trial(points[1], AXES, 1.0), Trial(points[2], AXES, 2.0)]
+    winner, why = choose(trials, min_gain=5.0)
+    assert winner is trials[2] and why.accepted
+    assert why.reasons[-1] == "1 could not be taken: too small"
+    assert next_point(SPACE, {trial.point: trial.rank for trial in trials}) == replace(START, alpha=1.5, beta=0.5)
+    assert trials[0].to_dict()["fault"] == "too small" and "fault" not in trials[1].to_dict()
+
+
+def test_where_every_merge_has_a_fault_none_is_taken() -> None:
+    trials = [Trial(START, AXES, 1.0, "too small"), Trial(replace(START, beta=0.5), AXES, 2.0, "smaller still")]
+    _, why = choose(trials)
+    assert not why.accepted and why.reasons == ("none of 2 merges can be taken: too small",)
