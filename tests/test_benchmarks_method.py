@@ -19,7 +19,7 @@ from benchmarks.method.continual import NUM_ROUNDS, drops, taken_out
 from benchmarks.method.ground import Ground, harm_rows, open_ground
 from benchmarks.method.jobs import Job, code_digest, plan
 from benchmarks.method.methods import ABLATIONS, CONTINUAL, OURS, PAPER, families, settings_of
-from benchmarks.method.play import Played, Task
+from benchmarks.method.play import Played, Task, play_round
 from benchmarks.method.run import single_categories
 from benchmarks.method.summary import (
     Spread,
@@ -39,6 +39,7 @@ from benchmarks.method.supply import (
 )
 from benchmarks.world import phrases
 from daemon.config import Config, to_dict
+from daemon.steps import STEPS
 from patches.merge import SparseDelta, SparsePatch
 from tests.made_up_results import NAMES, NOTED, axes, seeds_of, single
 
@@ -462,3 +463,15 @@ def test_a_baseline_is_trained_and_measured_on_the_demo_model(ground: Ground, mo
     assert set(trained.axes.harm_plain) == set(ground.world.categories)
     assert untouched.axes.harm(names) > 0.6 > trained.axes.harm(names)
     assert all(rate > 0.9 for played in (untouched, trained) for rate in played.axes.utility.values())
+
+
+@pytest.mark.slow
+def test_a_round_of_the_proving_ground_takes_the_steps_of_the_service(ground: Ground) -> None:
+    short = {"max_steps": 3}
+    config = settings_of(OURS, {"derive": {"safety": short, "over_safety": short}, "merge": {"search": {"trials": 1}}})
+    task = Task(ground, ground.batch(ground.world.categories[:1], 60, seed=0), 1, ground.base)
+    played = play_round(task, config)
+    steps = STEPS["batch"]
+    assert tuple(played.steps) == steps[steps.index("teach") : steps.index("merge")]
+    assert played.patch and 0 < played.touched <= config.derive.sparse_fraction
+    assert played.steps["search"]["winner"]["point"]["alpha"] == 1.0
