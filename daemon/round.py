@@ -16,7 +16,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from daemon import probes
-from daemon.candidate import Candidate, keep_patch, merge_edits, sparse_entries, write_candidate
+from daemon.candidate import Candidate, MergedEdits, keep_patch, sparse_entries, write_candidate
 from daemon.config import Config, GatesSection, to_dict
 from daemon.groundwork import sound_models
 from daemon.intake import TakenIn, UnusableBatchError, join, take_in
@@ -104,7 +104,7 @@ def _revert(round_: Round) -> Outcome:
 
 def _merge(round_: Round, patch: SparsePatch) -> dict[str, Any]:
     parent = ModelFolder.open(round_.store.model_path(round_.row.parent))
-    edits = merge_edits(parent, sparse_entries(patch))
+    edits = MergedEdits(parent, sparse_entries(patch))
     provenance = {"round": round_.row.id, "batch": round_.row.batch or "", "parent": f"v{round_.row.parent}"}
     digest = keep_patch(round_.store, patch, provenance, folder=round_.store.scratch(round_.row.id))
     return _plain(_write(round_, edits, digest))
