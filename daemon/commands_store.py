@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from daemon import exitcodes, render
-from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, utc_now
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, count, utc_now
 from daemon.terminal import printable, size
+from daemon.views import quarantined_view
 from state.rows import VersionRow
 
 if TYPE_CHECKING:
@@ -20,20 +21,9 @@ if TYPE_CHECKING:
 def quarantine_list(context: Context, args: argparse.Namespace) -> Answer:
     """Lists what could not be used, and why."""
     with context.store() as store:
-        listed = [_entry_view(entry) for entry in store.quarantined()]
+        listed = [quarantined_view(entry) for entry in store.quarantined()]
     lines = tuple(render.quarantine_lines(listed, context.style)) or ("the quarantine is empty",)
     return Answer(listed, lines)
-
-
-def _entry_view(entry: Quarantined) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "name": entry.name,
-        "reason": entry.reason,
-        "at": entry.at,
-        "batch": entry.batch,
-        "path": str(entry.path),
-    }
 
 
 def quarantine_release(context: Context, args: argparse.Namespace) -> Answer:
@@ -41,7 +31,7 @@ def quarantine_release(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         entry = _find_entry(store, args.entry)
         store.release(entry.id, actor=context.actor, now=utc_now())
-    return Answer(_entry_view(entry), (f"{printable(entry.name)} is released",))
+    return Answer(quarantined_view(entry), (f"{printable(entry.name)} is released",))
 
 
 def quarantine_drop(context: Context, args: argparse.Namespace) -> Answer:
@@ -49,7 +39,7 @@ def quarantine_drop(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         entry = _find_entry(store, args.entry)
         store.drop(entry.id, actor=context.actor, now=utc_now())
-    return Answer(_entry_view(entry), (f"{printable(entry.name)} is deleted",))
+    return Answer(quarantined_view(entry), (f"{printable(entry.name)} is deleted",))
 
 
 def _find_entry(store: Store, ref: str) -> Quarantined:
@@ -249,7 +239,7 @@ COMMANDS: Final = (
             arg("--dry-run", action="store_true", help="only list it, with reasons"),
             arg(
                 "--keep",
-                type=int,
+                type=count,
                 metavar="N",
                 help="newest versions that keep their model folder (default: publish.keep_materialized)",
             ),
