@@ -77,7 +77,8 @@ def approve(context: Context, args: argparse.Namespace) -> Answer:
 
 
 def _switched(context: Context, before: VersionRow, after: VersionRow) -> Answer:
-    shown = f"{before.name} -> {context.style.paint(after.name, 'good')}"
+    name = context.style.paint(after.name, "good")
+    shown = f"{name} is in service already" if after.id == before.id else f"{before.name} -> {name}"
     return Answer({"before": before.name, "after": after.name}, (shown,))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, render, views
 from daemon.command import Answer, Command, CommandError, Context, arg, seconds
-from daemon.terminal import printable
+from daemon.terminal import printable, wrapped
 from daemon.views import View
 from state.errors import StoreError, StoreMissingError
 from state.rows import BatchRow, RoundRow
@@ -123,14 +123,14 @@ def submit(context: Context, args: argparse.Namespace) -> Answer:
     try:
         drops = [put(Path(path), inbox, config.inbox, known=known_state(store)) for path in args.paths]
         if not args.wait:
-            return _submitted(drops, [])
+            return _submitted(context, drops, [])
         if store is None:
             raise StoreMissingError(f"{context.home} has no store", "`alignd run` makes one from service.toml")
         fates = [follow(store, drop, timeout_s=args.timeout) for drop in drops]
     finally:
         if store is not None:
             store.close()
-    return _submitted(drops, fates)
+    return _submitted(context, drops, fates)
 
 
 def _store_or_none(context: Context) -> Store | None:
@@ -140,7 +140,7 @@ def _store_or_none(context: Context) -> Store | None:
         return None
 
 
-def _submitted(drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
+def _submitted(context: Context, drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
     from state.queue import RETRY_STATES
 
     listed: list[dict[str, Any]] = [asdict(drop) for drop in drops]
@@ -155,7 +155,7 @@ def _submitted(drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
             fate = fates[i]
             listed[i] |= {"state": fate.state, "reason": fate.reason}
             text += _fate_text(fate, drop)
-        lines.append(text)
+        lines += wrapped(text, context.style, indent=4)
     return Answer(listed, tuple(lines), max((fate.code for fate in fates), default=exitcodes.OK))
 
 

@@ -48,7 +48,8 @@ def history(context: Context, args: argparse.Namespace) -> Answer:
         listed = views.history_view(rows, names(store))
     kept = [view for view in listed if _is_wanted(view, args.state, args.since)]
     kept = kept[-args.limit :] if args.limit else kept
-    return Answer(kept, tuple(render.history_lines(kept, context.style)))
+    lines = render.history_lines(kept, context.style) if kept else ["no such version"]
+    return Answer(kept, tuple(lines))
 
 
 def _is_wanted(view: views.View, state: str | None, since: datetime | None) -> bool:
@@ -65,7 +66,8 @@ def batches(context: Context, args: argparse.Namespace) -> Answer:
         again = store.ledger.duplicates()
     kept = rows[-args.limit :] if args.limit else rows
     listed = [views.batch_view(row, versions.get(row.sha256, ()), again) for row in kept]
-    return Answer(listed, tuple(render.batches_lines(listed, context.style)) if listed else ("no batch yet",))
+    nothing = f"no batch is {args.state}" if args.state else "no batch yet"
+    return Answer(listed, tuple(render.batches_lines(listed, context.style)) if listed else (nothing,))
 
 
 def audit(context: Context, args: argparse.Namespace) -> Answer:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from daemon import exitcodes, render
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, count, utc_now
-from daemon.terminal import printable, size
+from daemon.terminal import printable, size, wrapped
 from daemon.views import quarantined_view
 from state.rows import VersionRow
 
@@ -92,7 +92,8 @@ def gc(context: Context, args: argparse.Namespace) -> Answer:
     total = sum(item.num_bytes for item in items)
     listed = [{"path": str(i.path), "num_bytes": i.num_bytes, "reason": i.reason} for i in items]
     verb = "would remove" if args.dry_run else "removed"
-    lines = [f"{verb} {i.path} ({size(i.num_bytes)}): {i.reason}" for i in items]
+    told = [f"{verb} {i.path} ({size(i.num_bytes)}): {i.reason}" for i in items]
+    lines = [line for text in told for line in wrapped(text, context.style, indent=4)]
     lines.append(f"{verb} {size(total)} in {len(items)} item(s)" if items else "nothing to remove")
     return Answer({"dry_run": args.dry_run, "num_bytes": total, "items": listed}, tuple(lines))
 

@@ -123,7 +123,12 @@ def set_lines(sets: Sequence[View], style: Style) -> list[str]:
 
 
 def layer_lines(layers: Sequence[View], style: Style) -> list[str]:
-    """The layers that hold most of the sets, in their order: entries and share of each set, and the overlap."""
+    """The layers that hold most of the sets, in their order: entries and share of each set, and the overlap.
+
+    Nothing where the sets are empty: no patch was needed.
+    """
+    if not any(map(_weight, layers)):
+        return []
     most = sorted(layers, key=lambda layer: -_weight(layer))[:_MAX_LAYERS]
     names = list(dict.fromkeys(name for layer in layers for name in layer["sets"]))
     shown = [layer for layer in layers if layer in most]

@@ -97,10 +97,11 @@ def _score_lines(found: Mapping[str, Any], style: Style) -> list[str]:
 
 def _candidate_lines(found: Mapping[str, Any], style: Style) -> list[str]:
     touched = found.get("touched") or {}
-    text = f"{percent(touched.get('fraction'))}, {number(touched.get('num_entries'))} entries"
+    share, count = percent(touched.get("fraction")), number(touched.get("num_entries"))
+    text = f"{share}, {count} entries in {len(touched.get('per_tensor') or {})} tensors"
     pairs = [
-        ("touched", f"{text} in {len(touched.get('per_tensor') or {})} tensors"),
-        ("patch", short(found.get("patch"))),
+        ("touched", text if touched.get("num_entries") else "nothing"),
+        ("patch", short(found["patch"]) if found.get("patch") else ""),
         ("files", f"{len(found.get('files') or {})} of the model"),
     ]
     return fields(pairs, style)

@@ -1,4 +1,4 @@
-"""One version explained in about a screen. Pure: a view and a style in, lines out; `--json` and `report` have the rest."""
+"""One version explained in a screen or two. Pure: a view and a style in, lines out; `--json` and `report` have the rest."""
 
 from __future__ import annotations
 

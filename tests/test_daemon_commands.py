@@ -432,6 +432,8 @@ def test_batches_lists_what_came_of_each(alignd: Alignd, two: Store) -> None:
         ("batch2.jsonl", "published", ["v2"]),
     ]
     assert alignd.json("batches", "--state", "queued") == []
+    assert alignd.text("batches", "--state", "queued") == "no batch is queued\n"
+    assert alignd.text("history", "--state", "rejected") == "no such version\n"
     assert "batch2.jsonl" in alignd.text("batches")
 
 
@@ -605,6 +607,11 @@ def test_promote_of_a_blocked_version_needs_force(alignd: Alignd, two: Store) ->
     alignd.json("rollback")
     assert alignd("promote", "v2", "--reason", "x")[0] == exitcodes.REFUSED
     assert alignd.json("promote", "v2", "--force", "--reason", "x") == {"before": "v1", "after": "v2"}
+
+
+def test_a_switch_to_what_is_in_service_says_so(alignd: Alignd, two: Store) -> None:
+    for words in (("approve", "v2"), ("promote", "v2", "--reason", "x")):
+        assert alignd.text(*words) == "v2 is in service already\n"
 
 
 def test_a_candidate_is_approved_or_rejected(alignd: Alignd, store: Store) -> None:
@@ -845,7 +852,8 @@ def test_submit_of_known_content_names_retry_only_where_it_is_taken(
         "published": "(published)",
         "rolled_back": f"(rolled_back); `alignd retry {sha256[:12]}` queues it again  worse",
     }
-    assert out.rstrip() == start + end[state]
+    assert " ".join(out.split()) == " ".join((start + end[state]).split())
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_submit_of_content_that_was_deleted_drops_it_and_waits_for_the_new_batch(

@@ -143,6 +143,12 @@ def test_sets_are_told_by_layer_with_the_entries_that_they_hold() -> None:
     assert unsized == {"fraction": pytest.approx(0.3), "num_marked": None}
 
 
+def test_sets_that_hold_nothing_are_not_told_layer_by_layer() -> None:
+    empty = {"safety_sizes": {"m.layers.0.q.weight": 0.0}, "over_safety_sizes": {"m.layers.0.q.weight": 0.0}}
+    layers = explain.derivation({"mask": empty}, "batch", num_entries={"m.layers.0.q.weight": 9})["sets_by_layer"]
+    assert layers and render_made.layer_lines(layers, Style()) == []
+
+
 def test_of_many_layers_those_that_hold_most_are_shown_in_their_order() -> None:
     sizes = {f"m.layers.{at}.q.weight": (at % 7) / 10 for at in range(12)}
     layers = explain.derivation({"mask": {"safety_sizes": sizes}}, "batch")["sets_by_layer"]
