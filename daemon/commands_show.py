@@ -91,8 +91,10 @@ def logs(context: Context, args: argparse.Namespace) -> Answer:
     import shutil
     import subprocess
 
-    if shutil.which("journalctl") is None or not BOOTED.is_dir():
-        raise _no_journal(context)
+    if not BOOTED.is_dir():
+        raise _no_journal(context, "systemd does not run here, so there is no journal")
+    if shutil.which("journalctl") is None:
+        raise _no_journal(context, "journalctl is not installed")
     command = ["journalctl", "--unit", args.unit, "--lines", str(args.lines)]
     command += ["--follow"] if args.follow else ["--no-pager"]
     command += ["--output", "json"] if context.json else []
@@ -104,9 +106,9 @@ def logs(context: Context, args: argparse.Namespace) -> Answer:
     return Answer(code=exitcodes.OK if code == 0 else exitcodes.FAILED, silent=True)
 
 
-def _no_journal(context: Context) -> CommandError:
+def _no_journal(context: Context, why: str) -> CommandError:
     """Without systemd the log is what `alignd run` writes to stderr: where that goes, if it runs."""
-    what = "systemd does not run here, so there is no journal: the log is what `alignd run` writes to stderr"
+    what = f"{why}: the log is what `alignd run` writes to stderr"
     try:
         with context.store() as store:
             pid = service_pid(store)

@@ -21,6 +21,7 @@ DEFAULT_COLUMNS: Final = 80
 GAP: Final = "  "
 _MIN_COLUMN: Final = 6
 _MIN_VALUE: Final = 20
+_NOTE: Final = "NOTE"
 _NOTE_INDENT: Final = 4
 NOTHING: Final = "-"
 
@@ -119,10 +120,10 @@ def noted_table(
     if not any(notes):
         return table(headers, rows, style, right=right, flexible=flexible)
     room = style.columns - max(map(width, table(headers, rows, style, right=right, flexible=flexible))) - len(GAP)
-    beside = [note if width(note) <= room else "" for note in notes]
+    beside = [note if width(note) <= room and room >= len(_NOTE) else "" for note in notes]
     if any(beside):
         cells = [[*row, note] for row, note in zip(rows, beside, strict=True)]
-        title, *lines = table([*headers, "NOTE"], cells, style, right=right, flexible=flexible)
+        title, *lines = table([*headers, _NOTE], cells, style, right=right, flexible=flexible)
     else:
         title, *lines = table(headers, rows, style, right=right, flexible=flexible)
     below = [

@@ -33,7 +33,7 @@ class Switch(Quarantine):
                 self._follow()  # a fault may have kept the link from it
                 return row
             if row.state != "awaiting_approval" or row.blocked:
-                raise RefusedError(f"{row.name} is {_standing(row)}", _promote_hint(row))
+                raise RefusedError(f"{row.name} is {_standing(row)}", self._promote_hint(row))
             self._check_approvable(row)
             with self._transaction("version_published", row.name, actor=actor, now=now, details={"reason": reason}):
                 return self._enter(row, "publish", actor=actor, now=now, reason=reason)
@@ -117,6 +117,12 @@ class Switch(Quarantine):
             with self._transaction("resumed", "store", actor=actor, now=now, details=details):
                 for name in lifted:
                     self.ledger.remove(ControlRow, name)
+
+    def _promote_hint(self, row: VersionRow) -> str:
+        """The command that switches to a version which does not await approval."""
+        force = "--force " if _needs_force(row) or self.held is not None else ""
+        command = f"`alignd promote {row.name} {force}--reason WHY`"
+        return f"only a version that awaits approval is approved; {command} switches to it"
 
     def _check_approvable(self, row: VersionRow) -> None:
         if self.held is None and row.parent != self.current().id:
@@ -232,9 +238,3 @@ def _needs_force(row: VersionRow) -> bool:
 def _standing(row: VersionRow) -> str:
     """A version's state, and that it is blocked where the state does not say so."""
     return f"{row.state} and blocked" if row.blocked and row.state in IN_SERVICE_STATES else row.state
-
-
-def _promote_hint(row: VersionRow) -> str:
-    """The command that switches to a version which does not await approval."""
-    force = "--force " if _needs_force(row) else ""
-    return f"only a version that awaits approval is approved; `alignd promote {row.name} {force}--reason WHY` switches to it"
