@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from daemon import exitcodes, render
-from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, utc_now
-from daemon.terminal import printable, size
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, count, utc_now
+from daemon.terminal import printable, size, wrapped
+from daemon.views import quarantined_view
 from state.rows import VersionRow
 
 if TYPE_CHECKING:
@@ -19,20 +20,9 @@ if TYPE_CHECKING:
 def quarantine_list(context: Context, args: argparse.Namespace) -> Answer:
     """Lists what could not be used, and why."""
     with context.store() as store:
-        listed = [_entry_view(entry) for entry in store.quarantined()]
+        listed = [quarantined_view(entry) for entry in store.quarantined()]
     lines = tuple(render.quarantine_lines(listed, context.style)) or ("the quarantine is empty",)
     return Answer(listed, lines)
-
-
-def _entry_view(entry: Quarantined) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "name": entry.name,
-        "reason": entry.reason,
-        "at": entry.at,
-        "batch": entry.batch,
-        "path": str(entry.path),
-    }
 
 
 def quarantine_release(context: Context, args: argparse.Namespace) -> Answer:
@@ -40,7 +30,7 @@ def quarantine_release(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         entry = _find_entry(store, args.entry)
         store.release(entry.id, actor=context.actor, now=utc_now())
-    return Answer(_entry_view(entry), (f"{printable(entry.name)} is released",))
+    return Answer(quarantined_view(entry), (f"{printable(entry.name)} is released",))
 
 
 def quarantine_drop(context: Context, args: argparse.Namespace) -> Answer:
@@ -48,7 +38,7 @@ def quarantine_drop(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         entry = _find_entry(store, args.entry)
         store.drop(entry.id, actor=context.actor, now=utc_now())
-    return Answer(_entry_view(entry), (f"{printable(entry.name)} is deleted",))
+    return Answer(quarantined_view(entry), (f"{printable(entry.name)} is deleted",))
 
 
 def _find_entry(store: Store, ref: str) -> Quarantined:
@@ -71,7 +61,8 @@ def gc(context: Context, args: argparse.Namespace) -> Answer:
     total = sum(item.num_bytes for item in items)
     listed = [{"path": str(i.path), "num_bytes": i.num_bytes, "reason": i.reason} for i in items]
     verb = "would remove" if args.dry_run else "removed"
-    lines = [f"{verb} {i.path} ({size(i.num_bytes)}): {i.reason}" for i in items]
+    told = [f"{verb} {i.path} ({size(i.num_bytes)}): {i.reason}" for i in items]
+    lines = [line for text in told for line in wrapped(text, context.style, indent=4)]
     lines.append(f"{verb} {size(total)} in {len(items)} item(s)" if items else "nothing to remove")
     return Answer({"dry_run": args.dry_run, "num_bytes": total, "items": listed}, tuple(lines))
 
@@ -203,7 +194,7 @@ COMMANDS: Final = (
             arg("--dry-run", action="store_true", help="only list it, with reasons"),
             arg(
                 "--keep",
-                type=int,
+                type=count,
                 metavar="N",
                 help="newest versions that keep their model folder (default: publish.keep_materialized)",
             ),

@@ -14,6 +14,7 @@ import pytest
 from daemon import bisect, cli, exitcodes, probes, render_bisect
 from daemon.bisect import Examiner, Question
 from daemon.terminal import Style
+from patches.errors import ModelUnsuitableError
 from patches.evaluate import Tally
 from patches.generate import Generator
 from patches.judge import RuleJudge
@@ -117,6 +118,25 @@ def test_ends_that_agree_are_said_and_are_no_success(
     code, out, _ = alignd("bisect", str(probe), *words)
     assert code == exitcodes.FAILED
     assert said in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("err", "code"),
+    [
+        (ModelUnsuitableError("the tokenizer has no chat template"), exitcodes.CONFIG),
+        (OSError(28, "No space left on device", "/x/model"), exitcodes.TRY_AGAIN),
+    ],
+)
+def test_a_version_that_cannot_be_asked_is_not_said_to_be_without_blame(
+    alignd: Alignd, probe: Path, monkeypatch: pytest.MonkeyPatch, err: Exception, code: int
+) -> None:
+    def counts(self: Examiner, row: VersionRow) -> Tally:
+        raise err
+
+    monkeypatch.setattr(Examiner, "counts", counts)
+    got, out, told = alignd("bisect", str(probe))
+    assert (got, out) == (code, "")
+    assert (str(err.args[0]) if code == exitcodes.CONFIG else "/x/model: No space left") in told
 
 
 def test_rates_that_differ_on_one_side_of_the_bound_come_with_a_bound_that_tells_them_apart(
