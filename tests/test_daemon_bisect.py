@@ -244,10 +244,11 @@ def test_a_bound_itself_passes(axis: Any, bound: float, passes: bool, rate: floa
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Home]:
-    """A home of the tiny model with v1, which is not kept as a folder, and a revert of it."""
+    """A home of the tiny model with v1 and v2, which are not kept as folders, and a revert of v2."""
     with opened(tmp_path_factory.mktemp("bisect") / "home", tiny_folder) as home:
         home.play(1)
-        home.revert("v1")
+        home.play(2)
+        home.revert("v2")
         from state.gc import run
 
         run(home.store, keep_materialized=0, now="2026-01-02T03:04:05Z", actor="test")
@@ -256,11 +257,10 @@ def played(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Itera
 
 def test_versions_are_answered_and_judged_as_rounds_do_also_collected_ones(played: Home) -> None:
     store, config = played.store, played.config
-    # v1 is the parent of what is in service, so that gc may have kept it
     kept = rebuilt(store, 1)
     rows = probes.load(store.home, config).utility[:6]
     question = Question("utility", rows, 0.5)
-    examiner = Examiner(store, config, probes.load(store.home, config), question, store.version(2))
+    examiner = Examiner(store, config, probes.load(store.home, config), question, store.version(3))
     model = load_model(kept, dtype="float32", device=examiner.bench.device)
     answers = Generator(model, load_tokenizer(kept), config.judge.max_new_tokens).answer([row.messages for row in rows])
     judge = examiner.bench.judge
@@ -286,6 +286,6 @@ def test_the_whole_command_tells_no_text_and_reads_stdin(played: Home) -> None:
     command = [sys.executable, "-m", "daemon", "-c", str(played.path), "bisect", "-", "--axis", "utility"]
     done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode in (exitcodes.OK, exitcodes.FAILED), done.stderr
-    assert done.stdout.startswith("v2 ")
+    assert done.stdout.startswith("v3 ")
     assert "of 5)" in done.stdout
     assert not [word for pair in rows for word in pair if word in done.stdout + done.stderr]

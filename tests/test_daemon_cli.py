@@ -57,7 +57,7 @@ FROZEN = {
     "unit": "--executable --gpu",
     "unpin": "ref",
     "untag": "name",
-    "verify": "--deep",
+    "verify": "--deep --resume --sample",
 }
 
 

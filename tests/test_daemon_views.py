@@ -262,13 +262,16 @@ def test_a_round_shows_its_candidate_against_what_it_was_measured_with() -> None
 
 
 def test_the_steps_shown_are_those_of_the_round_in_its_order() -> None:
-    tree = ast.parse((Path(live.__file__).parent / "round.py").read_text())
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    trees = [ast.parse((Path(live.__file__).parent / name).read_text()) for name in ("round.py", "making.py")]
+    functions = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
 
     def steps_of(name: str) -> list[str]:
         calls = [node for node in ast.walk(functions[name]) if isinstance(node, ast.Call)]
-        done = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "done"]
+        done = [
+            call for call in calls if getattr(call.func, "attr", getattr(call.func, "id", "")) == "done" and call.args
+        ]
         return [ast.literal_eval(call.args[0]) for call in sorted(done, key=lambda call: call.lineno)]
 
-    assert [*steps_of("_batch"), *steps_of("_judge")] == list(STEPS["batch"])
+    parse, merge = steps_of("_batch")
+    assert [parse, *steps_of("make_patch"), merge, *steps_of("_judge")] == list(STEPS["batch"])
     assert [*steps_of("_revert"), *steps_of("_judge")] == list(STEPS["revert"])

@@ -6,6 +6,7 @@ The results say which commit and machine made them. `--row NAME` measures one; n
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -14,51 +15,38 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from benchmarks.speed.rows import Row, table
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 WORK: Final = ROOT / "var" / "bench" / "speed"
 RESULTS: Final = ROOT / "benchmarks" / "results" / "speed.json"
-NAMES: Final = (
-    "training", "scoring", "evaluation", "search", "round", "write", "memory-1B", "memory-3B", "rebuild", "size", "rollback",
-    "ledger", "rest", "claim", "intake",
-)  # fmt: skip
+_WHERE: Final = {
+    "training": ("method", "training"),
+    "scoring": ("method", "scoring"),
+    "evaluation": ("method", "evaluation"),
+    "search": ("method", "search"),
+    "round": ("by_hand", "whole_round"),
+    "write": ("store", "write_version"),
+    "memory-1B": ("store", "memory_at_1b"),
+    "memory-3B": ("store", "memory_at_3b"),
+    "rebuild": ("store", "rebuild"),
+    "size": ("store", "version_size"),
+    "rollback": ("store", "rollback"),
+    "ledger": ("store", "ledger"),
+    "rest": ("service", "at_rest"),
+    "claim": ("service", "claim"),
+    "intake": ("service", "intake"),
+}
+NAMES: Final = tuple(_WHERE)
 
 
 def _measures(name: str) -> Callable[[Path], list[Row]]:
     """Imports what one row needs, and no more: memory is measured too."""
-    if name in ("training", "scoring", "evaluation", "search"):
-        from benchmarks.speed import method
-
-        return {
-            "training": method.training,
-            "scoring": method.scoring,
-            "evaluation": method.evaluation,
-            "search": method.search,
-        }[name]
-    if name == "round":
-        from benchmarks.speed import by_hand
-
-        return by_hand.whole_round
-    if name in ("rest", "claim", "intake"):
-        from benchmarks.speed import service
-
-        return {"rest": service.at_rest, "claim": service.claim, "intake": service.intake}[name]
-    from benchmarks.speed import store
-
-    return {
-        "write": store.write_version,
-        "memory-1B": partial(store.write_memory, size="1B"),
-        "memory-3B": partial(store.write_memory, size="3B"),
-        "rebuild": store.rebuild,
-        "size": store.version_size,
-        "rollback": store.rollback,
-        "ledger": store.ledger,
-    }[name]
+    module, function = _WHERE[name]
+    return cast("Callable[[Path], list[Row]]", getattr(importlib.import_module(f"benchmarks.speed.{module}"), function))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
+from benchmarks.speed.models import SHAPES, make
 from benchmarks.speed.rows import Row, interleaved
 from benchmarks.world.world import World
 from patches import snip
@@ -28,7 +29,7 @@ MAX_NEW_TOKENS: Final = 48
 Messages = tuple[dict[str, str], ...]
 
 
-def _bench() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Encoded], list[Messages]]:
+def bench() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Encoded], list[Messages]]:
     torch.set_num_threads(1)
     model = load_model(MODEL, dtype="auto", device=torch.device("cpu"))
     tokenizer = load_tokenizer(MODEL)
@@ -43,7 +44,7 @@ def _bench() -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Encoded], l
 
 def training(folder: Path) -> list[Row]:
     """Rows a second of a descent patch, back end sparse and full, beside Hugging Face's Trainer."""
-    model, tokenizer, rows, _ = _bench()
+    model, tokenizer, rows, _ = bench()
     runner = Runner(model, pad_id(tokenizer), 8192)
     tokens = sum(len(row.ids) for row in rows) / len(rows) * BATCH_ROWS * STEPS
     masks = {
@@ -62,7 +63,7 @@ def training(folder: Path) -> list[Row]:
             chosen = masks if recipe.backend == "sparse" else None
             derive(runner, batch, [], recipe=recipe, progress=lambda done, loss: None, masks=chosen)
 
-        mine, peer = interleaved(ours, lambda: _train_by_trainer(model, rows, tokenizer, folder))
+        mine, peer = interleaved(ours, lambda: train_by_trainer(model, rows, tokenizer, folder))
         name = f"training a patch, back end {backend}"
         against = "HF Trainer, AdamW, the same rows, steps and length groups, float32"
         found.append(
@@ -80,9 +81,15 @@ def training(folder: Path) -> list[Row]:
     return found
 
 
-def _train_by_trainer(
-    model: PreTrainedModel, rows: Sequence[Encoded], tokenizer: PreTrainedTokenizerBase, folder: Path
-) -> None:
+def train_by_trainer(
+    model: PreTrainedModel,
+    rows: Sequence[Encoded],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    num_steps: int = STEPS,
+) -> PreTrainedModel:
+    """A copy of the model, its decoder's matrices trained on the rows as Hugging Face's Trainer does it."""
     tuned = copy.deepcopy(model)
     tuned.requires_grad_(False)
     for weight in decoder_linears(tuned).values():
@@ -93,17 +100,18 @@ def _train_by_trainer(
         return {"input_ids": padded.ids, "attention_mask": padded.attention, "labels": padded.labels}
 
     arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"), max_steps=STEPS, per_device_train_batch_size=BATCH_ROWS, learning_rate=1e-4,
+        output_dir=str(folder / "trainer"), max_steps=num_steps, per_device_train_batch_size=BATCH_ROWS, learning_rate=1e-4,
         weight_decay=0.0, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, seed=0,
         remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
     data: Any = [{"row": row} for row in rows]
     Trainer(model=tuned, args=arguments, train_dataset=data, data_collator=collate).train()
+    return tuned
 
 
 def scoring(folder: Path) -> list[Row]:
     """SNIP over 256 rows, beside one example to a backward pass as released scripts do."""
-    model, tokenizer, rows, _ = _bench()
+    model, tokenizer, rows, _ = bench()
     runner, weights = Runner(model, pad_id(tokenizer), 8192), decoder_linears(model)
 
     def ignore(done: float) -> None:
@@ -124,19 +132,20 @@ def scoring(folder: Path) -> list[Row]:
 
 def evaluation(folder: Path) -> list[Row]:
     """Greedy answers to 256 prompts, beside `generate` with padded batches of 64."""
-    model, tokenizer, _, prompts = _bench()
+    model, tokenizer, _, prompts = bench()
     generator = Generator(model, tokenizer, MAX_NEW_TOKENS)
     same = sum(
-        a.text == b for a, b in zip(generator.answer(prompts), _by_generate(model, tokenizer, prompts), strict=True)
+        a.text == b for a, b in zip(generator.answer(prompts), by_generate(model, tokenizer, prompts), strict=True)
     )
-    mine, peer = interleaved(lambda: generator.answer(prompts), lambda: _by_generate(model, tokenizer, prompts))
+    mine, peer = interleaved(lambda: generator.answer(prompts), lambda: by_generate(model, tokenizer, prompts))
     num, note = len(prompts), f"{same} of {len(prompts)} answers are the same text"
     return [
         Row("evaluation", num / mine, "prompts/s", "generate, padded batches of 64", num / peer, 2.0, "at least", note)
     ]
 
 
-def _by_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]) -> list[str]:
+def by_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Messages]) -> list[str]:
+    """Answers by transformers' own `generate`, in the prompts' order."""
     tokenizer.padding_side = "left"
     texts: list[str] = []
     for start in range(0, len(prompts), 64):
@@ -153,16 +162,17 @@ def _by_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pro
 
 
 def search(folder: Path) -> list[Row]:
-    """Merges put on and taken off the model, beside each on a fresh copy; without the evaluation, which both need."""
-    model, _, _, _ = _bench()
+    """Merges put on and taken off a model, beside each on a fresh copy; without the evaluation, which both need."""
+    torch.set_num_threads(1)
+    model = load_model(make(SHAPES["0.1B"], folder / "model"), dtype="auto", device=torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
-    chosen = {name: torch.rand(w.shape, generator=draw) < 0.1 for name, w in decoder_linears(model).items()}
+    chosen = {name: torch.rand(weight.shape, generator=draw) < 0.1 for name, weight in decoder_linears(model).items()}
 
     def some() -> TaskVector:
         return {name: 0.01 * torch.randn(mask.shape, generator=draw) * mask for name, mask in chosen.items()}
 
     patches = Patches(some(), some(), {}, {}, joint=True, accumulate="off", rescale=False, claims={}, seed=0)
-    settings = [Setting(1.0, 1.0, 1.0, alpha, beta) for alpha in (0.8, 0.9, 1.0) for beta in (0.0, 0.5, 1.0)]
+    settings = [Setting(1.0, 1.0, 1.0, alpha, beta) for alpha in (0.8, 1.0) for beta in (0.0, 0.5, 1.0)]
 
     def ours() -> None:
         for setting in settings:
@@ -176,9 +186,9 @@ def search(folder: Path) -> list[Row]:
                 for name, weight in decoder_linears(fresh).items():
                     weight += setting.alpha * patches.safety[name] + setting.beta * patches.over_safety[name]
 
-    mine, peer = interleaved(ours, copies, 5)
+    mine, peer = interleaved(ours, copies)
     num = len(settings)
-    note = "the demo's entries, a tenth of each matrix; the measuring that follows each merge is in neither"
+    note = "0.1B, a tenth of each matrix; the measuring that follows each merge is in neither"
     return [
         Row(
             "coefficient search",

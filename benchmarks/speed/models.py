@@ -72,7 +72,8 @@ def make(shape: Shape, folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     parts: list[dict[str, torch.Tensor]] = [{}]
     names: list[list[str]] = []
-    num_bytes, aside = 0, []
+    aside: list[Path] = []
+    num_bytes = 0
     for name, size in shape.tensors():
         if num_bytes + 2 * _numel(size) > SHARD_BYTES and parts[-1]:
             aside.append(_save(parts[-1], folder, len(aside)))

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -87,9 +88,13 @@ def claim(folder: Path) -> list[Row]:
         for number in range(2, 12, 2):  # without a marker
             name = f"batch{number}.jsonl"
             drop(name, number)
-            took.append(_until(lambda name=name: not (home / "inbox" / name).exists()) - settle_s)
+            took.append(_until(partial(_is_gone, home / "inbox" / name)) - settle_s)
     note = f"median of {len(took)}, the longest {max(took):.2f} s; inbox.settle_s = {settle_s}"
     return [Row("a settled drop to its claim", statistics.median(took), "s", "", None, 1.0, "at most", note)]
+
+
+def _is_gone(path: Path) -> bool:
+    return not path.exists()
 
 
 def intake(folder: Path) -> list[Row]:

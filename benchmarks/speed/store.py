@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -65,7 +66,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def write_version(folder: Path, size: str = "1B", share: float = 0.05) -> list[Row]:
-    """Merge 5 % of the decoder's entries and write the candidate; its memory is in `write_memory`."""
+    """Merge 5 % of the decoder's entries and write the candidate; its memory is a row of its own."""
     with _store(folder, size) as store:
         scratch = folder / "scratch"
         scratch.mkdir()
@@ -93,21 +94,27 @@ def write_version(folder: Path, size: str = "1B", share: float = 0.05) -> list[R
     ]
 
 
-def write_memory(folder: Path, size: str) -> list[Row]:
+def memory_at_1b(folder: Path) -> list[Row]:
     """The most memory of a process that merges and writes one version, and does nothing else."""
-    with _store(folder, "0.1B" if size == "warm" else size) as store:
-        pass
-    made = peak_mib()
+    return _memory(folder, "1B")
+
+
+def memory_at_3b(folder: Path) -> list[Row]:
+    """Likewise of a model three times as large."""
+    return _memory(folder, "3B")
+
+
+def _memory(folder: Path, size: str) -> list[Row]:
+    _store(folder, size).close()
     probe = "from benchmarks.speed.store import write_once; import sys; write_once(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", probe, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert made and store
     return [Row(f"memory of that at {size}", float(done.stdout), "MiB", "", None, 1536, "at most", "5 % touched")]
 
 
 def write_once(folder: str) -> None:
-    """For `write_memory`: one version of the store that is there; prints the process's peak in MiB."""
+    """For `_memory`: one version of the store that is there; prints the process's peak in MiB."""
     with Store.open(Path(folder) / "home") as store:
         (Path(folder) / "scratch").mkdir(exist_ok=True)
         model = ModelFolder.open(store.model_path(0))
@@ -225,12 +232,13 @@ def ledger(folder: Path) -> list[Row]:
             _fill(store, num)
             home = store.home
         command = [sys.executable, "-m", "daemon", "-c", str(home), "--json", "history", "--limit", "20"]
-        taken[num] = statistics.median(
-            seconds(lambda command=command: subprocess.run(command, cwd=ROOT, capture_output=True, check=True))
-            for _ in range(3)
-        )
+        taken[num] = statistics.median(seconds(partial(_run, command)) for _ in range(3))
     note = f"{taken[1000]:.2f} s at 1,000 versions; the whole process"
     return [Row("history of the newest 20 of 10,000 versions", taken[10_000], "s", "", None, 0.5, "at most", note)]
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
 
 
 def _fill(store: Store, num: int) -> None:
