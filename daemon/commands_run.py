@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -119,9 +120,11 @@ def submit(context: Context, args: argparse.Namespace) -> Answer:
         raise CommandError(exitcodes.FAILED, f"{inbox} is missing", "start the service or create the folder")
     for path in args.paths:  # all of them, before the first is dropped
         check(Path(path))
+    sign = _signer(args.sign) if args.sign else None
     store = _store_or_none(context)
     try:
-        drops = [put(Path(path), inbox, config.inbox, known=known_state(store)) for path in args.paths]
+        known = known_state(store)
+        drops = [put(Path(path), inbox, config.inbox, known=known, sign=sign) for path in args.paths]
         if not args.wait:
             return _submitted(context, drops, [])
         if store is None:
@@ -131,6 +134,12 @@ def submit(context: Context, args: argparse.Namespace) -> Answer:
         if store is not None:
             store.close()
     return _submitted(context, drops, fates)
+
+
+def _signer(key: str) -> Callable[[Path], bytes]:
+    from daemon import signing  # brings cryptography
+
+    return partial(signing.sign, signing.load_private_key(Path(key)))
 
 
 def _store_or_none(context: Context) -> Store | None:
@@ -185,7 +194,11 @@ COMMANDS: Final = (
     Command(
         "submit",
         "Put files or folders into the inbox, each one batch",
-        ("alignd submit harvest.jsonl", "alignd submit --wait --timeout 3600 monday.parquet"),
+        (
+            "alignd submit harvest.jsonl",
+            "alignd submit --wait --timeout 3600 monday.parquet",
+            "alignd submit --sign me.pem a.csv",
+        ),
         submit,
         (
             arg("paths", nargs="+", metavar="PATH", help="a file, or a folder of files that is one batch"),
@@ -194,6 +207,11 @@ COMMANDS: Final = (
                 action="store_true",
                 help="until its round ended: 0 published, 5 not published, 3 quarantined, 12 no service; 1 is for what cannot "
                 "be dropped at all",
+            ),
+            arg(
+                "--sign",
+                metavar="KEY",
+                help="sign with this Ed25519 private key (PEM); the signature goes beside the drop",
             ),
             arg("--timeout", type=seconds, metavar="S", help="wait at most this many seconds, then exit with 75"),
         ),

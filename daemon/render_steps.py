@@ -48,8 +48,13 @@ def rows_lines(stats: Mapping[str, Any], style: Style) -> list[str]:
         ("dropped", "; ".join(_dropped(stats))),
         ("files", "; ".join(_files(stats.get("files") or []))),
         ("warnings", "; ".join(map(str, stats.get("warnings") or []))),
+        ("signed", _signer(stats.get("signature") or {})),
     ]
     return fields([(name, printable(text)) for name, text in pairs], style)
+
+
+def _signer(signature: Mapping[str, str]) -> str:
+    return f"by {signature['signer']}, key {signature['key']}" if signature else ""
 
 
 def _uses(stats: Mapping[str, Any]) -> str:

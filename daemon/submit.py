@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from daemon import exitcodes
-from daemon.arrival import MANIFEST, is_ignored
+from daemon.arrival import MANIFEST, SIGNATURE, is_ignored
 from daemon.command import CommandError, service_pid
 from state import durable
 from state.batches import file_sha256, identity, members
@@ -54,11 +54,19 @@ class Fate:
         return codes.get(self.state, exitcodes.TRY_AGAIN if self.state == "timeout" else exitcodes.REFUSED)
 
 
-def submit(source: Path, inbox: Path, settings: InboxSection, *, known: Callable[[str], str]) -> Submitted:
+def submit(
+    source: Path,
+    inbox: Path,
+    settings: InboxSection,
+    *,
+    known: Callable[[str], str],
+    sign: Callable[[Path], bytes] | None = None,
+) -> Submitted:
     """Copy a file or folder into the inbox under a hidden name, flush it, and give it its name by one rename.
 
     Args:
         known: state of the batch with this sha256, or "" for a new one; a known one is not dropped again.
+        sign: makes the signature of the copy, which is put beside it before it gets its name.
     Raises:
         CommandError: it cannot be a drop, as `check` says.
     """
@@ -72,6 +80,8 @@ def submit(source: Path, inbox: Path, settings: InboxSection, *, known: Callable
         if state:
             return Submitted(path.name, digest, state)
         target = _free_name(inbox, path.name, digest)
+        if sign is not None:
+            durable.write_file(target.with_name(target.name + SIGNATURE), sign(staged), _FILE_MODE)
         durable.publish_folder(staged, target) if staged.is_dir() else durable.move(staged, target)
     finally:
         durable.remove_tree(staging)

@@ -139,13 +139,13 @@ def merged(model: PreTrainedModel, patch: SparsePatch) -> Iterator[None]:
             for name, delta in patch.items():
                 flat = weights[name].data.view(-1)
                 indices = delta.indices.to(flat.device)
-                old = flat[indices]
+                old = flat.index_select(0, indices)  # a third of the time of flat[indices] on a CPU
                 undo.append((flat, indices, old))
-                flat[indices] = (old.float() + delta.deltas.to(flat.device)).to(flat.dtype)
+                flat.index_copy_(0, indices, (old.float() + delta.deltas.to(flat.device)).to(flat.dtype))
             yield
         finally:
             for flat, indices, old in undo:
-                flat[indices] = old
+                flat.index_copy_(0, indices, old)
 
 
 @contextmanager
@@ -205,9 +205,11 @@ def _merge_tensor(patches: Patches, setting: Setting, name: str) -> SparseDelta:
     over_safety = _kept(patches, setting, name, marked_over, "over_safety")
     scale = 1 / setting.retention_rate if patches.rescale and setting.retention_rate > 0 else 1.0
     total = scale * (setting.alpha * support.safety * safety + setting.beta * support.over_safety * over_safety)
+    kinds = safety.to(torch.uint8) * SAFETY + over_safety.to(torch.uint8) * OVER_SAFETY
+    if bool(total.all()):
+        return SparseDelta(support.indices, total, kinds)
     written = total.nonzero().flatten()
-    kinds = (safety[written] * SAFETY + over_safety[written] * OVER_SAFETY).to(torch.uint8)
-    return SparseDelta(support.indices[written], total[written], kinds)
+    return SparseDelta(support.indices[written], total[written], kinds[written])
 
 
 def _kept(patches: Patches, setting: Setting, name: str, marked: Mask, kind: str) -> Mask:

@@ -54,6 +54,11 @@ class Layout:
         return self.root / "batches"
 
     @property
+    def signatures(self) -> Path:
+        """`<sha256>.<drop>.sig` is the signature that came with a drop of a batch's content."""
+        return self.root / "signatures"
+
+    @property
     def quarantine(self) -> Path:
         """`<id>/reason.json` and `<id>/data/`, the drop as it came."""
         return self.home / "quarantine"

@@ -52,7 +52,7 @@ FROZEN = {
     "run": "--log-format --once",
     "show": "ref",
     "status": "--watch",
-    "submit": "--timeout --wait paths",
+    "submit": "--sign --timeout --wait paths",
     "tag": "name ref",
     "unit": "--executable --gpu",
     "unpin": "ref",
