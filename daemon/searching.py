@@ -43,10 +43,15 @@ def search_merge(
         raise EmptyDifferenceSetError(f"{why.reasons[0]}; {_ABOUT_SETS}")
     return {
         "winner": winner.to_dict(),
-        "reasons": list(why.reasons),
+        "reasons": [*why.reasons, *_unmerged(patches)],
         "num_trials": len(tried),
         "trials": [trial.to_dict() for trial in tried.values()],
     }
+
+
+def _unmerged(patches: Patches) -> tuple[str, ...]:
+    is_alone = is_something(patches.over_safety) and not is_something(patches.safety)
+    return ("nothing is forgotten, so nothing is loosened: the over-safety patch is left out",) if is_alone else ()
 
 
 def _try(bench: Workbench, patches: Patches, sets: ProbeSets, point: Point, *, weights: Weights) -> Trial:
@@ -63,7 +68,10 @@ def _setting(point: Point) -> Setting:
 
 
 def _space(config: Config, patches: Patches) -> Space:
-    """What there is to try; of a patch that is zero every coefficient gives the same merge, so it has one only."""
+    """What there is to try; of a patch that is zero every coefficient gives the same merge, so it has one only.
+
+    Where nothing is forgotten, nothing is loosened: an over-safety patch alone is a jailbreak.
+    """
     search = config.merge.search
     joint = config.merge.mask == "joint"
     has_safety, has_over = is_something(patches.safety), is_something(patches.over_safety)
@@ -72,7 +80,7 @@ def _space(config: Config, patches: Patches) -> Space:
         safety_fraction=_first(search.top_fractions, has_safety or (joint and has_over)),
         over_safety_fraction=_first(search.top_fractions, has_over and not joint),
         alpha=_first(search.alphas, has_safety),
-        beta=_first(search.betas, has_over),
+        beta=_first(search.betas, has_over) if has_safety else (0.0,),
     )
 
 

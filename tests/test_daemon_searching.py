@@ -16,7 +16,7 @@ from daemon.probes import load
 from daemon.searching import search_merge
 from daemon.workbench import Workbench
 from patches.generate import Generation, Generator
-from patches.merge import Patches, Setting
+from patches.merge import Patches, Setting, merged_patch
 from patches.model import decoder_linears
 from tests.round_world import config_of, write_probes
 from tests.tiny_model import assert_same, snapshot
@@ -99,7 +99,7 @@ def test_a_joint_mask_has_no_second_fraction_to_search(tmp_path: Path, tiny_fold
 
 
 @pytest.mark.parametrize(
-    ("zero", "alphas", "betas"), [(["over_safety"], {1.0, 0.5}, {1.0}), (["safety"], {1.0}, {1.0, 0.0})]
+    ("zero", "alphas", "betas"), [(["over_safety"], {1.0, 0.5}, {1.0}), (["safety"], {1.0}, {0.0})]
 )
 def test_a_patch_that_changes_nothing_has_no_coefficient_to_search(
     tmp_path: Path, tiny_folder: Path, zero: list[str], alphas: set[float], betas: set[float]
@@ -111,6 +111,16 @@ def test_a_patch_that_changes_nothing_has_no_coefficient_to_search(
     assert {point["alpha"] for point in points} <= alphas and {point["beta"] for point in points} <= betas
     nothing = search_merge(bench, _without(_patches(bench), "safety", "over_safety"), sets, lambda _: None)
     assert nothing["num_trials"] == 1
+
+
+def test_an_over_safety_patch_is_never_merged_alone(tmp_path: Path, tiny_folder: Path) -> None:
+    bench = _bench(tmp_path, tiny_folder, trials=40)
+    sets = development_sets({}, bench.files, bench.config)
+    patches = _without(_patches(bench), "safety")
+    found = search_merge(bench, patches, sets, lambda _: None)
+    assert found["reasons"][-1] == "nothing is forgotten, so nothing is loosened: the over-safety patch is left out"
+    merged = merged_patch(patches, Setting(**found["winner"]["point"]))
+    assert all(len(delta.indices) == 0 for delta in merged.values())
 
 
 def test_the_model_is_the_same_to_the_last_bit_afterwards(tmp_path: Path, tiny_folder: Path) -> None:
