@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from state.tensors import ModelFolder, to_float32
 
 if TYPE_CHECKING:
     from numpy import float64, unsignedinteger
     from numpy.typing import NDArray
+
+    from state.overlay import Edit
 
 CHUNK_ENTRIES: Final = 1 << 22
 
@@ -27,6 +29,14 @@ class TensorDifference:
     """Euclidean norm of the difference."""
     max_abs: float
     """Largest absolute difference of one entry."""
+
+
+def touched(parent: ModelFolder, edits: Mapping[str, Edit]) -> dict[str, Any]:
+    """How much of the model some edits change: entries, share of all entries, and entries of each tensor."""
+    total = sum(tensor.num_entries for tensor in parent.tensors.values())
+    per_tensor = {name: len(edit.indices) for name, edit in edits.items()}
+    num = sum(per_tensor.values())
+    return {"num_entries": num, "fraction": num / total, "per_tensor": per_tensor}
 
 
 def differing_tensors(before: dict[str, str], after: dict[str, str]) -> list[str]:

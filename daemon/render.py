@@ -78,7 +78,7 @@ def _history_row(view: View, style: Style) -> list[str]:
 
 def flags(view: View) -> str:
     """What else is to be known of a version, in a few words."""
-    words = [word for word in ("blocked", "pinned") if view[word]]
+    words = [word for word in ("imported", "blocked", "pinned") if view[word]]
     return " ".join([*words, *(f"@{tag}" for tag in view["tags"])])
 
 

@@ -69,6 +69,7 @@ def version_view(row: VersionRow, names: Names) -> View:
         "current": row.id == names.current,
         "blocked": row.blocked,
         "pinned": row.pinned,
+        "imported": row.is_import,
         "tags": list(names.tags.get(row.id, ())),
         "reason": names.round_reasons.get(row.round, "") if row.round else "",
     }

@@ -34,7 +34,8 @@ class Switch(Quarantine):
                 return row
             if row.state != "awaiting_approval" or row.blocked:
                 raise RefusedError(f"{row.name} is {row.state}", f"`alignd promote {row.name}` switches to it")
-            self.check_publishable(row.parent)
+            # an import stands on v0 whatever is current: it cannot be stale
+            self.check_publishable(self.current().id if row.is_import else row.parent)
             with self._transaction("version_published", row.name, actor=actor, now=now, details={"reason": reason}):
                 return self._enter(row, "publish", actor=actor, now=now, reason=reason)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from daemon.candidate import keep_patch, merge_edits, sparse_entries, touched, write_candidate
+from daemon.candidate import keep_patch, merge_edits, sparse_entries, write_candidate
+from daemon.compare import touched
 from patches.merge import SparseDelta
 from state import overlay, patchfile
 from state.store import Store
