@@ -92,7 +92,6 @@ def find_change(folders: Folders, digests: Sequence[Mapping[str, str]], rank: in
 def write_adapter(change: Change, folders: Folders, target: Path, *, rank: int, base_name: str) -> None:
     """The adapter, as peft itself saves it."""
     model = folders.load(folders.base)
-    whole = [*change.whole, *_tied_to(model, change.whole)]
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -100,14 +99,14 @@ def write_adapter(change: Change, folders: Folders, target: Path, *, rank: int, 
         lora_dropout=0.0,
         bias="none",
         target_modules=sorted(change.matrices),
-        modules_to_save=whole or None,
-        base_model_name_or_path=base_name,
+        modules_to_save=list(change.whole) or None,
+        ensure_weight_tying=_ties(model, change.whole),
     )
     with _without_warnings():
         adapted = get_peft_model(model, config)
     _fill(adapted, change)
-    if whole:
-        _fill_whole(adapted, folders.load(folders.version), whole)
+    if change.whole:
+        _fill_whole(adapted, folders.load(folders.version), change.whole)
     adapted.peft_config["default"].base_model_name_or_path = base_name
     adapted.save_pretrained(str(target), save_embedding_layers=False)
 
@@ -206,10 +205,8 @@ def _difference(old: ModelFolder, new: ModelFolder, name: str) -> torch.Tensor:
     return torch.from_numpy(values).view(info.shape)
 
 
-def _tied_to(model: PreTrainedModel, whole: Sequence[str]) -> list[str]:
-    """The output head, where it shares the weight of embeddings that are saved whole."""
+def _ties(model: PreTrainedModel, whole: Sequence[str]) -> bool:
+    """Whether the output head shares the weight of a module that is saved whole, and must go with it."""
     into, out = model.get_input_embeddings(), model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    names = {id(module): name for name, module in model.named_modules()}
-    if out is None or into is None or out.weight is not into.weight or names[id(into)] not in whole:
-        return []
-    return [names[id(out)]] if names[id(out)] not in whole else []
+    shared = out is not None and out.weight is into.weight
+    return shared and any(model.get_submodule(name) is into for name in whole)

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from daemon import cli, exitcodes, exporting
+from daemon import cli, exitcodes
 from state import durable, scratch
 from state.store import Store
 from tests.command_world import Alignd, usable_base
@@ -162,7 +162,7 @@ def test_a_folder_that_comes_in_between_is_not_overwritten(
         (target / "theirs").write_text("x")
         publish(staging, target)
 
-    monkeypatch.setattr(exporting.durable, "publish_folder", late)
+    monkeypatch.setattr(durable, "publish_folder", late)
     code, _, err = alignd("export", "v1", str(tmp_path / "out"))
     assert code == exitcodes.FAILED and "already" in err
     assert content(tmp_path / "out") == {"theirs": b"x"}

@@ -275,7 +275,7 @@ def test_an_import_has_no_round_to_take_out(alignd: Alignd, exported: Path, stor
 def _revert_only(store: Store, number: int) -> None:
     """As if the version's recipe were its one patch: the tiny store keeps no patches."""
     record = store.version_record(number)
-    store.version_record = lambda _: record | {"lineage": {"patches": [None]}}  # type: ignore[method-assign]
+    store.version_record = lambda _: record | {"lineage": {"patches": [None]}}  # type: ignore[method-assign, assignment]
     store.request_revert(f"v{number}", reason="", **WHO)
 
 
