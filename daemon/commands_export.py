@@ -93,13 +93,13 @@ def _write_papers(job: Job, staging: Path, written: Written) -> None:
     from state import durable
     from state.batches import file_sha256
 
-    card = staging / exporting.CARD
-    if card.exists():
-        durable.move(card, staging / exporting.BASE_CARD)
+    card, bill = staging / exporting.CARD, staging / exporting.BILL
+    for paper in (card, bill):
+        exporting.set_aside(paper)
     durable.write_file(card, modelcard.card(job.version, job.args.to, error=written.error).encode(), 0o644)
     files = {path.relative_to(staging).as_posix(): path for path in sorted(staging.rglob("*")) if path.is_file()}
     digests = {name: file_sha256(path) for name, path in files.items()}
-    durable.write_json(staging / exporting.BILL, mlbom.bill(job.version, job.args.to, digests), 0o644)
+    durable.write_json(bill, mlbom.bill(job.version, job.args.to, digests), 0o644)
 
 
 def _write_hf(job: Job, staging: Path) -> Written:

@@ -19,8 +19,6 @@ from state.scratch import private_folder
 from state.store import Store
 
 CARD, BILL = "README.md", "bom.cdx.json"
-BASE_CARD: Final = "README.base.md"
-"""What the base's own card is called in an exported folder."""
 OVERLAY, MANIFEST, SCRIPT = "overlay.safetensors", "overlay.json", "apply.py"
 MANIFEST_FORMAT: Final = "alignd-overlay"
 _PURPOSE: Final = "export"
@@ -124,6 +122,16 @@ def _make_ordinary(folder: Path) -> None:
     durable.set_mode(folder, 0o755)
     for path in folder.rglob("*"):
         durable.set_mode(path, 0o755 if path.is_dir() else 0o644)
+
+
+def set_aside(path: Path) -> None:
+    """Call what the base brought under the name of one of our papers `README.base.md`, or likewise."""
+    if path.exists():
+        aside = path
+        while aside.exists():
+            stem, _, ending = aside.name.partition(".")
+            aside = aside.with_name(f"{stem}.base.{ending}")
+        durable.move(path, aside)
 
 
 def folder_bytes(folder: Path) -> int:

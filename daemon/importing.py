@@ -99,7 +99,7 @@ def bring_in(store: Store, path: Path, ref: str, *, actor: str, now: str) -> Imp
         StoreCorruptError: something is not what it should be by its digest.
         ModelFormatError: the manifest is none, or the weights hold NaN or infinity.
     """
-    path = Path(path).absolute()
+    path = Path(path).resolve()
     record: dict[str, Any]
     with private_folder(store.home, "import") as scratch:
         _collect(path, ref, scratch)

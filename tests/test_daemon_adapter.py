@@ -150,6 +150,20 @@ def test_nothing_of_low_rank_makes_no_adapter(
     assert not (tmp_path / "out").exists()
 
 
+def test_shards_of_bfloat16_are_subtracted_as_they_are_stored(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "half", max_shard_size="50KB")
+    build_tokenizer().save_pretrained(tmp_path / "half")
+    assert cli.main(["init", str(tmp_path / "home"), "--model", str(tmp_path / "half")]) == 0
+    with Store.open(tmp_path / "home") as store:
+        _change(store, Q, UP)
+    words = ["export", "v1", str(tmp_path / "out"), "--to", "peft", "--rank", "32"]
+    told = Alignd(tmp_path / "home", capsys).json(*words)["error"]
+    assert told["relative_error"] < 1e-5 and told["logits"]["mean_kl"] < 1e-6 < told["logits"]["base_mean_kl"]
+
+
 @pytest.mark.parametrize("words", [("--rank", "0"), ("--max-error", "-1"), ("--max-error", "nan"), ("--rank", "x")])
 def test_ranks_and_bounds_that_mean_nothing_are_usage_errors(
     alignd: Alignd, tmp_path: Path, words: tuple[str, str]

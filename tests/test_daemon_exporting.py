@@ -71,6 +71,22 @@ def test_the_base_keeps_its_own_card_beside_ours(tmp_path: Path, capsys: pytest.
     assert "# base-v0" in (tmp_path / "out/README.md").read_text()
 
 
+def test_what_was_exported_may_be_a_base_and_be_exported_again(
+    alignd: Alignd, two: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alignd.json("export", "v2", str(tmp_path / "first"))
+    folder = tmp_path / "first"
+    for number in (2, 3):
+        assert cli.main(["init", str(tmp_path / f"home{number}"), "--model", str(folder)]) == 0
+        Alignd(tmp_path / f"home{number}", capsys).json("export", "v0", str(tmp_path / f"out{number}"))
+        folder = tmp_path / f"out{number}"
+    first, last = content(tmp_path / "first"), content(folder)
+    assert last["README.base.md"] == first["README.md"]
+    assert last["bom.base.cdx.json"] == first["bom.cdx.json"]
+    assert {"README.base.base.md", "bom.base.base.cdx.json"} < last.keys()
+    assert last["model-00001-of-00002.safetensors"] == first["model-00001-of-00002.safetensors"]
+
+
 def test_the_card_is_one_that_model_hubs_read(alignd: Alignd, two: Store, tmp_path: Path) -> None:
     alignd.json("export", "v2", str(tmp_path / "out"), "--base-model", "zorp/glim-1b")
     card = ModelCard.load(tmp_path / "out/README.md")
