@@ -64,9 +64,35 @@ def export(context: Context, args: argparse.Namespace) -> Answer:
             written = _WRITERS[args.to](job, staging)
             _write_papers(job, staging, written)
             num_bytes = exporting.folder_bytes(staging)
-    data = {"id": row.name, "path": str(target), "form": args.to, "num_bytes": num_bytes, **written.data}
+    pushed = _push(args, target, row.name)
+    data = {
+        "id": row.name,
+        "path": str(target),
+        "form": args.to,
+        "num_bytes": num_bytes,
+        "pushed": pushed,
+        **written.data,
+    }
     notes = (f"{row.name} is {row.state.replace('_', ' ')}",) if row.state in ("rejected", "rolled_back") else ()
-    return Answer(data, (f"{row.name} is in {target} ({size(num_bytes)})", *written.lines), notes=notes)
+    lines = (
+        f"{row.name} is in {target} ({size(num_bytes)})",
+        *written.lines,
+        *([f"pushed: {pushed}"] if pushed else []),
+    )
+    return Answer(data, lines, notes=notes)
+
+
+def _push(args: argparse.Namespace, folder: Path, version: str) -> str | None:
+    """Where the folder went to; None where it should go nowhere. What was exported stays, whatever a hub says."""
+    if args.push is None:
+        return None
+    from daemon.pushing import PushError, push
+
+    try:
+        return push(folder, args.push, version)
+    except PushError as err:
+        hint = f"{version} is whole in {folder}; `hf upload {args.push} {folder}` tries again"
+        raise CommandError(exitcodes.FAILED, f"not pushed: {err}", hint) from err
 
 
 def _job(context: Context, args: argparse.Namespace, store: Store, row: VersionRow) -> Job:
@@ -273,6 +299,12 @@ COMMANDS: Final = (
                 help=f"peft: share of the change that may be lost, as relative Frobenius error (default: {DEFAULT_MAX_ERROR})",
             ),
             arg("--force", action="store_true", help="peft: write it whatever it loses"),
+            arg(
+                "--push",
+                metavar="REPO",
+                help="then send the folder to this repository of a model hub, private where it is new; HF_ENDPOINT names "
+                "another hub than huggingface.co, and `hf auth login` or HF_TOKEN let you in",
+            ),
             arg(
                 "--converter",
                 metavar="FILE",

@@ -29,7 +29,7 @@ FROZEN = {
     "diff": "a b",
     "doctor": "",
     "drill": "refs",
-    "export": "--base-model --converter --force --max-error --outtype --rank --to folder ref",
+    "export": "--base-model --converter --force --max-error --outtype --push --rank --to folder ref",
     "gc": "--dry-run --keep",
     "history": "--limit --since --state",
     "import": "--ref path",
