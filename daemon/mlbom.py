@@ -57,7 +57,7 @@ def _subject(version: View, form: str) -> dict[str, Any]:
         "bom-ref": _VERSION,
         "name": release_name(version),
         "version": version["id"],
-        "description": f"{version['base']['name']} with the safety patches of {len(version['lineage']) - 1} round(s)",
+        "description": f"{version['base']['name']}, kept aligned through {len(version['lineage']) - 1} version(s)",
         "pedigree": {"ancestors": [_base(version, ref="ancestor")], "notes": _lineage_text(version)},
         "modelCard": _model_card(version),
         "properties": [{"name": f"alignd:{key}", "value": str(value)} for key, value in facts.items()],

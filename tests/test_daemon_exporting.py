@@ -15,6 +15,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from daemon import cli, exitcodes
+from daemon.commands_export import FORMS
+from daemon.forms import WRITERS
+from daemon.modelcard import USAGE
 from state import durable, scratch
 from state.store import Store
 from tests.command_world import Alignd, usable_base
@@ -141,6 +144,18 @@ def test_the_bill_of_materials_meets_the_published_schema(
 # all forms
 
 
+@pytest.mark.parametrize(
+    "words", [("--rank", "4"), ("--force",), ("--to", "peft", "--outtype", "f16"), ("--to", "hf", "--converter", "x")]
+)
+def test_an_option_of_another_form_is_refused(alignd: Alignd, tmp_path: Path, words: tuple[str, ...]) -> None:
+    code, _, err = alignd("export", "v0", str(tmp_path / "out"), *words)
+    assert code == exitcodes.USAGE and "is for --to" in err
+
+
+def test_every_form_that_the_command_offers_can_be_written() -> None:
+    assert set(FORMS) == set(WRITERS) == set(USAGE)
+
+
 @pytest.mark.parametrize("form", ["hf", "overlay", "mergekit"])
 def test_nothing_is_left_of_an_export_of_damaged_bytes(alignd: Alignd, two: Store, tmp_path: Path, form: str) -> None:
     flip(two.overlay_path(2) if form == "overlay" else two.model_path(2) / "model-00002-of-00002.safetensors")
@@ -151,8 +166,8 @@ def test_nothing_is_left_of_an_export_of_damaged_bytes(alignd: Alignd, two: Stor
 
 def test_what_a_killed_export_left_goes_with_the_next_one(alignd: Alignd, two: Store, tmp_path: Path) -> None:
     program = (
-        "import os, signal, sys\nfrom daemon import cli, exporting\n"
-        "exporting.folder_bytes = lambda folder: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys\nfrom daemon import cli, forms\n"
+        "forms.write_papers = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "cli.main(sys.argv[1:])"
     )
     words = ["-c", str(alignd.home), "export", "v1", str(tmp_path / "out")]
