@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Final
 
 CONVERTER_NAMES: Final = ("convert_hf_to_gguf.py", "convert-hf-to-gguf.py", "convert-hf-to-gguf")
-_MAX_TAIL_LINES: Final = 4
+_MAX_TAIL_LINES: Final = 2
+_INSTALL: Final = "`pip install gguf sentencepiece` into the environment of alignd"
 GET_IT: Final = (
-    "get llama.cpp (`git clone https://github.com/ggml-org/llama.cpp`), `pip install gguf sentencepiece` into the "
-    "environment of alignd, and give --converter llama.cpp/convert_hf_to_gguf.py"
+    f"get llama.cpp (`git clone https://github.com/ggml-org/llama.cpp`), {_INSTALL}, and give --converter "
+    "llama.cpp/convert_hf_to_gguf.py"
 )
 
 
@@ -61,7 +62,7 @@ def convert(converter: Path, model: Path, target: Path, *, outtype: str) -> None
         check=False,
     )
     if done.returncode != 0 or not target.is_file():
-        lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip(" ^~")]
         told = " | ".join(lines[-_MAX_TAIL_LINES:]) or "it said nothing"
-        hint = GET_IT if "ModuleNotFoundError" in told else "llama.cpp must know the model's kind and its tokenizer"
+        hint = _INSTALL if "ModuleNotFoundError" in told else "llama.cpp must know the model's kind and its tokenizer"
         raise ConverterError(f"{converter} ended with {done.returncode}: {told}", hint)
