@@ -15,7 +15,7 @@ from daemon.intake import TakenIn, UnusableBatchError, apart, take_in
 from daemon.probes import ProbeFiles
 from patches.merge import OVER_SAFETY, SAFETY, Claims
 from state import overlay, patchfile
-from state.batches import identity
+from state.batches import file_sha256, identity
 from state.core import StoreCore
 from state.errors import StoreCorruptError
 from state.materialize import chain
@@ -23,6 +23,7 @@ from state.overlay import Edit
 from state.store import Store
 from state.tensors import ModelFolder, from_float32, to_float32
 
+_MEND_OVERLAY: Final = "restore it from a backup, or import the version again into a new home"
 _MEND_BATCH: Final = "restore it from a backup, or `alignd revert` the version that was made with it"
 
 
@@ -98,7 +99,9 @@ def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> 
             at, kind = torch.from_numpy(indices), torch.from_numpy(kinds)
             by_safety.view(-1)[at] |= (kind & SAFETY) > 0
             by_over.view(-1)[at] |= (kind & OVER_SAFETY) > 0
-    for name, edit in _ground_edits(store, lineage).items():
+    ground = _ground_edits(store, lineage)
+    for name in ground.keys() & shapes.keys():  # an import may have changed what no round here may touch
+        edit = ground[name]
         # which patch of the other home wrote an entry is not known here: it is both kinds'
         for claimed in found.setdefault(name, (_empty(shapes[name]), _empty(shapes[name]))):
             claimed.view(-1)[torch.from_numpy(edit.indices)] = True
@@ -126,6 +129,9 @@ def remerge_edits(store: Store, lineage: Lineage, parent: ModelFolder) -> dict[s
 
 
 def _ground_edits(store: StoreCore, lineage: Lineage) -> Mapping[str, Edit]:
+    for row in store.lineage(lineage.ground)[1:]:
+        if file_sha256(store.overlay_path(row.id)) != row.overlay:
+            raise StoreCorruptError(f"{store.overlay_path(row.id)} is not what was written", _MEND_OVERLAY)
     return chain(store, lineage.ground)
 
 

@@ -22,9 +22,12 @@ _MAX_TOKENS, _NUM_RANDOM, _RANDOM_TOKENS = 512, 16, 32
 
 
 def device(context: Context) -> torch.device:
-    """The device of the settings; the CPU where these cannot be read."""
+    """The device of the settings; the CPU where these cannot be read, or name one that is not there."""
     config = _config(context)
-    return pick_device(config.model.device) if config else torch.device("cpu")
+    try:
+        return pick_device(config.model.device if config else "cpu")
+    except ModelUnsuitableError:
+        return torch.device("cpu")
 
 
 def texts(context: Context, base: Path) -> tuple[list[list[int]], dict[str, Any]]:

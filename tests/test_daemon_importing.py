@@ -16,7 +16,7 @@ from daemon import cli, exitcodes
 from daemon.importing import bring_in
 from daemon.lineage import Lineage, claims, lineage_of, remerge_edits
 from state import overlay, patchfile
-from state.errors import RefusedError
+from state.errors import RefusedError, StoreCorruptError
 from state.overlay import Edit
 from state.store import Store
 from state.tensors import ModelFolder
@@ -259,7 +259,15 @@ def test_what_an_import_changed_is_claimed_by_both_kinds(alignd: Alignd, exporte
     for name, masks in found.items():
         assert all(mask.flatten().nonzero().flatten().tolist() == changed[name].indices.tolist() for mask in masks)
     assert found.keys() == set(changed)
+    assert claims(store, lineage_of(store, 1), {"embed.weight": SIZES["embed.weight"]}) == {}
     assert claims(store, lineage_of(store, 0), SIZES) == {}
+
+
+def test_a_damaged_overlay_of_an_import_is_not_merged_into(alignd: Alignd, exported: Path, store: Store) -> None:
+    alignd.json("import", str(exported))
+    _flip(store.overlay_path(1))
+    with pytest.raises(StoreCorruptError, match="is not what was written"):
+        remerge_edits(store, Lineage((), (), 1), ModelFolder.open(store.model_path(1)))
 
 
 def test_an_import_has_no_round_to_take_out(alignd: Alignd, exported: Path, store: Store) -> None:
