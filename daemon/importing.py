@@ -181,7 +181,7 @@ def _build(store: Store, found: _Manifest, scratch: Path, source: Path) -> tuple
             hint = f"{_AGAIN}; `alignd verify` tells whether v0 is damaged here"
             raise StoreCorruptError(f"{source}: {name} does not come out as {MANIFEST} says", hint)
     check_finite(ModelFolder.open(scratch / "model"))
-    return digests, touched(base, edits)
+    return digests, touched(base, {name: len(edits[name].indices) for name in edits})
 
 
 def _source(found: _Manifest, path: Path) -> dict[str, Any]:

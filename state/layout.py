@@ -5,6 +5,9 @@ from pathlib import Path
 PROGRESS_FILE = Path("run", "progress.json")
 """What the service does right now, for `status`; relative to the home."""
 
+CHECKED_FILE = Path("run", "checked.jsonl")
+"""What a check of the store that is under way has found whole; relative to the home."""
+
 
 class Layout:
     """The paths of one home. Nothing is created or read here."""
