@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from daemon.compare import touched
 from patches.merge import SparsePatch
 from state import durable, overlay, patchfile
 from state.core import StoreCore
@@ -115,10 +116,3 @@ def keep_patch(
     kinds = {name: delta.kinds.numpy() for name, delta in patch.items() if len(delta.indices)}
     mixed = any(bool((kind != patchfile.BOTH).any()) for kind in kinds.values())
     return patchfile.save(store, sparse_entries(patch), provenance, kinds=kinds if mixed else None, folder=folder)
-
-
-def touched(parent: ModelFolder, per_tensor: Mapping[str, int]) -> dict[str, Any]:
-    """How much of the model a candidate changes: entries, share of all entries, and entries of each tensor."""
-    total = sum(tensor.num_entries for tensor in parent.tensors.values())
-    num = sum(per_tensor.values())
-    return {"num_entries": num, "fraction": num / total, "per_tensor": dict(sorted(per_tensor.items()))}

@@ -20,6 +20,7 @@ from daemon import (
     commands_check,
     commands_control,
     commands_explain,
+    commands_export,
     commands_run,
     commands_setup,
     commands_show,
@@ -35,6 +36,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
     ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_bisect.COMMANDS)),
     ("decide", commands_control.COMMANDS),
     ("keep", (*commands_store.COMMANDS, *commands_check.COMMANDS)),
+    ("hand over", commands_export.COMMANDS),
 )
 COMMANDS: Final[tuple[Command, ...]] = tuple(command for _, commands in GROUPS for command in commands)
 

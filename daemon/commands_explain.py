@@ -82,6 +82,7 @@ def version_view(store: Store, row: VersionRow) -> views.View:
             steps, record.get("kind", "batch"), config=record.get("config"), num_entries=_num_entries(store)
         ),
         "touched": explain.touched(record),
+        "source": views.plain(record.get("imported")),
         "record": views.plain(record),
     }
 
@@ -102,12 +103,13 @@ def _why(store: Store, row: VersionRow, steps: Mapping[str, Any]) -> list[str]:
     made_by = store.ledger.round(row.round) if row.round else None
     batch = store.ledger.batch(row.batch) if row.batch else None
     arrival = store.ledger.arrival(row.id) if store.ledger.was_current(row.id) else None
+    imported = "another home made it, and no gate of this one measured it" if row.is_import else ""
     return explain.why(
         row.state,
         steps,
         arrival=asdict(arrival) if arrival else None,
         taken_out=views.version_name(made_by.target) if made_by else None,
-        reasons=[made_by.reason if made_by else "", batch.reason if batch and row.blocked else ""],
+        reasons=[imported, made_by.reason if made_by else "", batch.reason if batch and row.blocked else ""],
     )
 
 

@@ -1,9 +1,8 @@
-"""Commands that keep the store: quarantine, space, names, copies."""
+"""Commands that keep the store: quarantine, space, names."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from daemon import exitcodes, render
@@ -104,63 +103,6 @@ def _named(row: VersionRow, text: str) -> Answer:
     return Answer({"id": row.name, "pinned": row.pinned}, (text,))
 
 
-def export(context: Context, args: argparse.Namespace) -> Answer:
-    """Copies a version out as a complete model folder, checked against its record."""
-    target = Path(args.folder).absolute()
-    if target.exists() or target.is_symlink():
-        raise CommandError(exitcodes.FAILED, f"{target} exists; nothing is overwritten", "name a new folder")
-    with context.store() as store:
-        row = store.resolve(args.ref)
-        if not target.parent.is_dir():
-            raise CommandError(exitcodes.FAILED, f"{target.parent} is no folder", "create it first")
-        num_bytes = _export(store, row, target)
-    data = {"id": row.name, "path": str(target), "num_bytes": num_bytes}
-    return Answer(data, (f"{row.name} is in {target} ({size(num_bytes)})",))
-
-
-def _export(store: Store, row: VersionRow, target: Path) -> int:
-    from state import durable, lock, materialize
-    from state.scratch import private_folder
-
-    with private_folder(target.parent, "export") as scratch, lock.kept(store.model_path(row.id)) as is_there:
-        staging = scratch / target.name
-        if is_there:
-            _copy_checked(store, row, staging)
-        else:
-            materialize.rebuild(store, row.id, staging)
-        num_bytes = _make_ordinary(staging)
-        durable.publish_folder(staging, target)
-    return num_bytes
-
-
-def _copy_checked(store: Store, row: VersionRow, staging: Path) -> None:
-    from state import durable
-    from state.batches import file_sha256
-
-    for name, digest in store.version_record(row.id)["files"].items():
-        copy = staging / name
-        durable.make_folder(copy.parent, 0o755)
-        durable.copy_file(store.model_path(row.id) / name, copy, 0o644)
-        if file_sha256(copy) != digest:
-            raise CommandError(
-                exitcodes.INTEGRITY,
-                f"{store.model_path(row.id) / name} is not what was written",
-                "`alignd verify` says more; without the folder the version is rebuilt from its overlays",
-            )
-
-
-def _make_ordinary(folder: Path) -> int:
-    """Give an exported folder ordinary permissions; its size in bytes."""
-    from state import durable
-
-    num_bytes = 0
-    durable.set_mode(folder, 0o755)
-    for path in folder.rglob("*"):
-        durable.set_mode(path, 0o755 if path.is_dir() else 0o644)
-        num_bytes += 0 if path.is_dir() else path.stat().st_size
-    return num_bytes
-
-
 _REF: Final = arg("ref", metavar="REF", help=f"a version: {SELECTORS}")
 _ENTRY: Final = arg("entry", metavar="ENTRY", help="its id, the start of that, or its name")
 
@@ -227,12 +169,5 @@ COMMANDS: Final = (
         ("alignd untag good", "alignd untag @release-7"),
         untag,
         (arg("name", metavar="NAME", help="the name, with or without @"),),
-    ),
-    Command(
-        "export",
-        "Copy a version out as a complete model folder",
-        ("alignd export current /srv/models/aligned", "alignd export v3 ./v3"),
-        export,
-        (_REF, arg("folder", metavar="DIR", help="a new folder; nothing is overwritten")),
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -62,6 +62,13 @@ def batches_between(store: Store, before: VersionRow, after: VersionRow) -> list
         for sha256, made_by in own.items()
         if sha256 not in others
     ]
+
+
+def touched(parent: ModelFolder, per_tensor: Mapping[str, int]) -> dict[str, Any]:
+    """How much of the model is changed: entries, share of all entries, and entries of each tensor."""
+    total = sum(tensor.num_entries for tensor in parent.tensors.values())
+    num = sum(per_tensor.values())
+    return {"num_entries": num, "fraction": num / total, "per_tensor": dict(sorted(per_tensor.items()))}
 
 
 def differing_tensors(before: dict[str, str], after: dict[str, str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,43 +15,49 @@ from daemon.intake import TakenIn, UnusableBatchError, apart, take_in
 from daemon.probes import ProbeFiles
 from patches.merge import OVER_SAFETY, SAFETY, Claims
 from state import overlay, patchfile
-from state.batches import identity
+from state.batches import file_sha256, identity
 from state.core import StoreCore
 from state.errors import StoreCorruptError
+from state.materialize import chain
 from state.overlay import Edit
 from state.store import Store
 from state.tensors import ModelFolder, from_float32, to_float32
 
+_MEND_OVERLAY: Final = "restore it from a backup, or import the version again into a new home"
 _MEND_BATCH: Final = "restore it from a backup, or `alignd revert` the version that was made with it"
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """The recipe of a version: base, then these patches in this order."""
+    """The recipe of a version: its ground, then these patches in this order."""
 
     patches: tuple[str, ...]
     """Digests of patch files, oldest first."""
     batches: tuple[str, ...]
     """The batch behind each of them."""
+    ground: int = 0
+    """The version that they were merged into: the base, or one that was imported."""
 
     def then(self, patch: str, batch: str) -> Lineage:
         """The recipe with one more round."""
-        return Lineage((*self.patches, patch), (*self.batches, batch))
+        return replace(self, patches=(*self.patches, patch), batches=(*self.batches, batch))
 
     def without(self, patch: str) -> Lineage:
         """The recipe with one round taken out."""
         kept = [pair for pair in zip(self.patches, self.batches, strict=True) if pair[0] != patch]
-        return Lineage(tuple(p for p, _ in kept), tuple(b for _, b in kept))
+        return replace(self, patches=tuple(p for p, _ in kept), batches=tuple(b for _, b in kept))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for VERSION.json."""
-        return {"patches": list(self.patches), "batches": list(self.batches)}
+        on_import = {"ground": f"v{self.ground}"} if self.ground else {}
+        return {"patches": list(self.patches), "batches": list(self.batches), **on_import}
 
 
 def lineage_of(store: Store, version_id: int) -> Lineage:
-    """The recipe of a version; empty for v0."""
+    """The recipe of a version; empty for v0 and for an import."""
     recipe = store.version_record(version_id).get("lineage") or {}
-    return Lineage(tuple(recipe.get("patches", ())), tuple(recipe.get("batches", ())))
+    ground = store.ground(version_id).id
+    return Lineage(tuple(recipe.get("patches", ())), tuple(recipe.get("batches", ())), ground)
 
 
 def earlier_batches(store: StoreCore, config: Config, lineage: Lineage, files: ProbeFiles) -> dict[str, TakenIn]:
@@ -85,7 +91,7 @@ def _unreadable(path: Path, sha256: str, err: Exception) -> StoreCorruptError | 
 
 
 def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Claims:
-    """Per tensor, the entries that earlier rounds' safety and over-safety patches wrote."""
+    """Per tensor, the entries that earlier rounds' safety and over-safety patches wrote; both, what an import brought."""
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for digest in lineage.patches:
         for name, (indices, kinds) in patchfile.load_kinds(store, digest).items():
@@ -93,16 +99,25 @@ def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> 
             at, kind = torch.from_numpy(indices), torch.from_numpy(kinds)
             by_safety.view(-1)[at] |= (kind & SAFETY) > 0
             by_over.view(-1)[at] |= (kind & OVER_SAFETY) > 0
+    ground = _ground_edits(store, lineage)
+    for name in ground.keys() & shapes.keys():  # an import may have changed what no round here may touch
+        edit = ground[name]
+        # which patch of the other home wrote an entry is not known here: it is both kinds'
+        for claimed in found.setdefault(name, (_empty(shapes[name]), _empty(shapes[name]))):
+            claimed.view(-1)[torch.from_numpy(edit.indices)] = True
     return found
 
 
 def remerge_edits(store: Store, lineage: Lineage, parent: ModelFolder) -> dict[str, Edit]:
-    """Edits that turn a version into the base with these patches merged again in order, each rounded as it was."""
+    """Edits that turn a version into its ground with these patches merged again in order, each rounded as it was."""
     base = ModelFolder.open(store.model_path(0))
+    ground = _ground_edits(store, lineage)
     loaded = [patchfile.load(store, digest) for digest in lineage.patches]
     edits = {}
     for name, tensor in parent.tensors.items():
         raw = np.array(base.read_raw(name))
+        if name in ground:
+            raw[ground[name].indices] = ground[name].values
         for entries in loaded:
             if name in entries:
                 indices, deltas = entries[name]
@@ -111,6 +126,13 @@ def remerge_edits(store: Store, lineage: Lineage, parent: ModelFolder) -> dict[s
         if len(edit.indices):
             edits[name] = edit
     return edits
+
+
+def _ground_edits(store: StoreCore, lineage: Lineage) -> Mapping[str, Edit]:
+    for row in store.lineage(lineage.ground)[1:]:
+        if file_sha256(store.overlay_path(row.id)) != row.overlay:
+            raise StoreCorruptError(f"{store.overlay_path(row.id)} is not what was written", _MEND_OVERLAY)
+    return chain(store, lineage.ground)
 
 
 def _empty(shape: torch.Size) -> torch.Tensor:

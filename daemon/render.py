@@ -81,7 +81,7 @@ def _history_note(view: View) -> str:
 
 def flags(view: View) -> str:
     """What else is to be known of a version, in a few words."""
-    words = [word for word in ("blocked", "pinned") if view[word]]
+    words = [word for word in ("imported", "blocked", "pinned") if view[word]]
     return " ".join([*words, *(f"@{tag}" for tag in view["tags"])])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from daemon.render import View, flags, short, state_text
 from daemon.render_made import made_sections
 from daemon.render_show import gates_lines, narrowed, section, title_of
-from daemon.terminal import NOTHING, Style, fields, percent, printable, table, when
+from daemon.terminal import NOTHING, Style, fields, number, percent, printable, table, when
 
 
 def version_lines(view: View, style: Style) -> list[str]:
@@ -18,6 +18,7 @@ def version_lines(view: View, style: Style) -> list[str]:
         [
             ("made", made_text(view)),
             ("lineage", " <- ".join(view["lineage"])),
+            ("source", source_text(view["source"])),
             ("why", printable("; ".join(view["why"]))),
             ("touched", touched_text(view)),
             ("model", str(view["model"] or "collected; rebuilt when it is asked for")),
@@ -27,6 +28,7 @@ def version_lines(view: View, style: Style) -> list[str]:
     narrow = narrowed(style)
     sections = [
         (axes_title(view["axes"]), axes_lines(view, narrow)),
+        ("as measured where it was made", source_lines(view["source"], narrow)),
         (gates_title(view["gates"]), gates_lines(view["gates"], narrow)),
         *made_sections(view, narrow),
     ]
@@ -40,6 +42,21 @@ def made_text(view: View) -> str:
     words += [f"by {view['round']}"] if view["round"] else []
     words += [f"from {printable(view['batch_name'] or '')} ({short(view['batch'])})"] if view["batch"] else []
     return " ".join(words)
+
+
+def source_text(source: View | None) -> str:
+    """Where an import came from; empty for what was made here."""
+    if source is None:
+        return ""
+    made = f", made {when(source['created'])}" if source["created"] else ""
+    return printable(f"{source['id']} from {source['path']}{made}")
+
+
+def source_lines(source: View | None, style: Style) -> list[str]:
+    """The axes of an import as the other home measured them, on prompts of its own."""
+    found = [axis for axis in source["axes"] if axis["value"] is not None] if source else []
+    rows = [[printable(title_of(axis["axis"])), share_text(axis), number(axis["num_samples"])] for axis in found]
+    return table(["AXIS", "VALUE", "SAMPLES"], rows, style, right="SAMPLES") if rows else []
 
 
 def touched_text(view: View) -> str:

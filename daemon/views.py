@@ -71,6 +71,7 @@ def version_view(row: VersionRow, names: Names) -> View:
         "current": row.id == names.current,
         "blocked": row.blocked,
         "pinned": row.pinned,
+        "imported": row.is_import,
         "tags": list(names.tags.get(row.id, ())),
         "reason": names.round_reasons.get(row.round, "") if row.round else "",
         "takes_out": version_name(names.taken_out.get(row.round)) if row.round else None,

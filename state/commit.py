@@ -64,6 +64,39 @@ class Versions(Switch):
             row = self._place(round_, staging_model, overlay, record=record, now=now)
             return self._enroll(row, round_, publish=state == "published", actor=actor, now=now)
 
+    def import_version(
+        self, staging_model: Path, *, overlay: Path, record: dict[str, Any], actor: str, now: str
+    ) -> VersionRow:
+        """Take in a version that another home made; it stands on v0 and awaits approval, and nothing is published.
+
+        Safe to repeat: where a version has these bytes already, that one is returned and nothing is changed.
+
+        Args:
+            staging_model: complete model folder on the file system of `models`; moved away.
+            overlay: overlay file against v0, on the same file system.
+            record: as for `commit_version`, with `imported`: where it came from.
+        """
+        _check_record(record)
+        with self._changing("import"):
+            for row in self.ledger.versions():
+                if self.version_record(row.id)["files"] == record["files"]:
+                    return row
+            number = self.ledger.next_number(VersionRow)
+            origin = {"parent": 0, "batch": None, "round": None}
+            whole = _identified(record, number, origin, overlay=overlay, now=now)
+            self._place_files(number, staging_model, overlay, whole)
+            row = self._row_of(number)
+            source = {key: record["imported"][key] for key in ("path", "id", "overlay")}
+            details = {
+                **source,
+                "record": row.record,
+                "published": False,
+                "reason": f"{source['id']} from {source['path']}",
+            }
+            with self._transaction("version_imported", row.name, actor=actor, now=now, details=details):
+                self.ledger.save(row)
+        return row
+
     def pin(self, ref: str, *, actor: str, now: str) -> VersionRow:
         """Keep a version's model folder for good."""
         return self._set_pinned(ref, True, actor=actor, now=now)
@@ -126,17 +159,9 @@ class Versions(Switch):
         """Put record, overlay and model under the next number; nothing refers to them yet."""
         number = self.ledger.next_number(VersionRow)
         if staging_model.exists():
-            record = {
-                **record,
-                "format": 1,
-                "id": number,
-                "parent": round_.parent,
-                "batch": round_.batch,
-                "round": round_.id,
-                "created_at": now,
-                "overlay": file_sha256(overlay),
-            }
-            self._place_files(number, staging_model, overlay, record)
+            origin = {"parent": round_.parent, "batch": round_.batch, "round": round_.id}
+            whole = _identified(record, number, origin, overlay=overlay, now=now)
+            self._place_files(number, staging_model, overlay, whole)
         elif not self._is_placed(number, round_.id):
             raise StoreError(f"{staging_model}: the candidate of {round_.id} is gone", "run the round again")
         return self._row_of(number)
@@ -185,6 +210,13 @@ class Versions(Switch):
             self.ledger.save(replace(round_, state="awaiting_approval", version=row.id, ended_at=now))
             self._note_batch(row.batch, "awaiting_approval", "")
             return self._enter(row, "publish", actor=actor, now=now, reason="") if publish else row
+
+
+def _identified(
+    record: dict[str, Any], number: int, origin: dict[str, Any], *, overlay: Path, now: str
+) -> dict[str, Any]:
+    """A version's record with what says which version it is."""
+    return {**record, **origin, "format": 1, "id": number, "created_at": now, "overlay": file_sha256(overlay)}
 
 
 def _check_record(record: dict[str, Any]) -> None:

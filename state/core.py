@@ -92,6 +92,11 @@ class StoreCore(Layout):
             rows.append(self.version(parent))
         return rows[::-1]
 
+    def ground(self, version_id: int) -> VersionRow:
+        """What the rounds of a version were made on: the newest import among its ancestors and itself, else the base."""
+        lineage = self.lineage(version_id)
+        return next((row for row in reversed(lineage) if row.is_import), lineage[0])
+
     def version_record(self, version_id: int) -> dict[str, Any]:
         """VERSION.json of a version, checked against its digest in the ledger.
 

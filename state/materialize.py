@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,7 @@ def build_folder(
     Raises:
         ValueError: an edit names no tensor of the parent, or does not fit it.
     """
-    unknown = sorted(set(edits) - parent.tensors.keys())
-    if unknown:
-        raise ValueError(f"{parent.path} has no tensor {unknown[0]}")
+    _check_names(parent, edits)
     durable.make_folder(staging, 0o755)
     touched = {parent.tensors[name].file for name in edits}
     digests = Digests()
@@ -75,26 +74,93 @@ def build_folder(
     return digests
 
 
+def digests_of(parent: ModelFolder, edits: Mapping[str, Edit]) -> Digests:
+    """The digests of the folder that `build_folder` would write; nothing is written.
+
+    Raises:
+        ValueError: an edit names no tensor of the parent, or does not fit it.
+    """
+    _check_names(parent, edits)
+    digests = Digests()
+    with _Hashes() as hashes:
+        for name in parent.files:
+            part = _stream(parent, name, edits, hashes=hashes, out=None)
+            digests.files[name] = part.files[name]
+            digests.tensors.update(part.tensors)
+    return digests
+
+
 def rebuild(store: StoreCore, version_id: int, staging: Path) -> None:
     """Write version `version_id` at `staging` (must not exist) from the base and its overlays.
 
     Raises:
         StoreCorruptError: a file of the result is not what VERSION.json says; names it.
     """
-    record = store.version_record(version_id)
-    lineage = store.lineage(version_id)
-    base = ModelFolder.open(store.model_path(lineage[0].id))
-    chain = overlay.Chain([overlay.read(store.overlay_path(row.id)) for row in lineage[1:]])
+    base = ModelFolder.open(store.model_path(0))
+    with _fitting(version_id):
+        digests = build_folder(base, chain(store, version_id), staging)
+    _check_published(store, version_id, digests)
+
+
+def edits_on_base(store: StoreCore, version_id: int) -> Mapping[str, Edit]:
+    """What of the base a version changes, each tensor looked up anew, checked without writing it.
+
+    Applied to v0, it gives the version bit for bit; an entry that is the base's again is left out.
+
+    Raises:
+        StoreCorruptError: it would not; names the first file that is not what was published.
+    """
+    base = ModelFolder.open(store.model_path(0))
+    with _fitting(version_id):
+        edits = _OnBase(base, chain(store, version_id))
+        digests = digests_of(base, edits)
+    _check_published(store, version_id, digests)
+    return edits
+
+
+class _OnBase(Mapping[str, Edit]):
+    """The entries of a chain of overlays that differ from the base's."""
+
+    def __init__(self, base: ModelFolder, edits: Mapping[str, Edit]) -> None:
+        self._base, self._edits = base, edits
+
+    def __getitem__(self, name: str) -> Edit:
+        edit, info = self._edits[name], self._base.tensors[name]
+        _check_fit(edit, info, raw_dtype(info.dtype))
+        differs = edit.values != self._base.read_raw(name)[edit.indices]
+        return Edit(edit.indices[differs], edit.values[differs])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._edits)
+
+    def __len__(self) -> int:
+        return len(self._edits)
+
+
+def chain(store: StoreCore, version_id: int) -> overlay.Chain:
+    """The overlays from the base to a version, as one."""
+    return overlay.Chain([overlay.read(store.overlay_path(row.id)) for row in store.lineage(version_id)[1:]])
+
+
+@contextmanager
+def _fitting(version_id: int) -> Iterator[None]:
     try:
-        digests = build_folder(base, chain, staging)
+        yield
     except ValueError as err:
         raise StoreCorruptError(f"v{version_id}: an overlay does not fit the base: {err}", _VERIFY) from err
+
+
+def _check_published(store: StoreCore, version_id: int, digests: Digests) -> None:
+    record = store.version_record(version_id)
     for name in sorted(digests.files.keys() | record["files"].keys()):
         if digests.files.get(name) != record["files"].get(name):
-            raise StoreCorruptError(
-                f"v{version_id} rebuilt: {name} is not what was published",
-                _VERIFY,
-            )
+            raise StoreCorruptError(f"v{version_id} rebuilt: {name} is not what was published", _VERIFY)
+
+
+def _check_names(parent: ModelFolder, edits: Mapping[str, Edit]) -> None:
+    unknown = sorted(set(edits) - parent.tensors.keys())
+    if unknown:
+        raise ValueError(f"{parent.path} has no tensor {unknown[0]}")
 
 
 def _known_part(parent: ModelFolder, name: str, known: Digests) -> Digests:
@@ -120,9 +186,9 @@ def _stream(
     edits: Mapping[str, Edit],
     *,
     hashes: _Hashes,
-    out: durable.Writer,
+    out: durable.Writer | None,
 ) -> Digests:
-    """One pass over a file: edit, hash, write."""
+    """One pass over a file: edit, hash, and write where there is something to write to."""
     source = folder.files[name]
     infos = folder.tensors_of(name)
     whole, tensors = hashlib.sha256(), {}
@@ -134,7 +200,8 @@ def _stream(
             if edit is not None:
                 _assign(chunk, edit, info, done)
             hashes.update(chunk, whole, own)
-            out.write(chunk.data)
+            if out is not None:
+                out.write(chunk.data)
             done += len(chunk)
         hashes.wait()
         tensors[info.name] = own.hexdigest()

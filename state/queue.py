@@ -302,13 +302,20 @@ class Queue(Quarantine):
         current = self.current()
         recipe = self.version_record(current.id).get("lineage") or {}
         if recipe.get("patches") == [self.version(target).patch]:
+            ground = self.ground(current.id)
+            what = f"{ground.name}, which was imported" if ground.id else "the unaligned v0"
             raise RefusedError(
-                f"v{target} is the only round in {current.name}: without it the model is the unaligned v0",
-                "`alignd rollback v0` serves that, and holds until you resume",
+                f"v{target} is the only round in {current.name}: without it the model is {what}",
+                f"`alignd rollback {ground.name}` serves that, and holds until you resume",
             )
         if target not in {row.id for row in self.lineage(self.current().id)[1:]}:
             raise RefusedError(
                 f"v{target} is not part of the current version", "only a version that current builds on can go"
+            )
+        if self.version(target).is_import:
+            raise RefusedError(
+                f"v{target} was imported: it has no round of this home to take out",
+                "`alignd rollback REF` goes back to a version without it",
             )
         if self.version(target).batch is None:
             raise RefusedError(

@@ -89,6 +89,11 @@ class VersionRow:
         """The name of its folders, e.g. `v3`."""
         return f"v{self.id}"
 
+    @property
+    def is_import(self) -> bool:
+        """Whether another home made it: no round here did."""
+        return self.round is None and self.parent is not None
+
 
 @dataclass(frozen=True)
 class PointerRow:

@@ -125,13 +125,15 @@ class Switch(Quarantine):
         return f"only a version that awaits approval is approved; {command} switches to it"
 
     def _check_approvable(self, row: VersionRow) -> None:
+        if row.is_import:  # stands on v0 whatever is current: it cannot be stale
+            return self.check_publishable(self.current().id)
         if self.held is None and row.parent != self.current().id:
             again = f", then `alignd retry {row.batch[:12]}` learns its batch on that" if row.batch else ""
             raise RefusedError(
                 f"{row.name} was made for v{row.parent}, but {self.current().name} is current by now",
                 f"`alignd reject {row.name}`{again}; `alignd promote {row.name} --force --reason WHY` takes it as it is",
             )
-        self.check_publishable(row.parent)
+        return self.check_publishable(row.parent)
 
     def check_publishable(self, parent: int | None) -> None:
         """Raise `RefusedError` when a version on this parent could not be published now."""

@@ -14,6 +14,7 @@ from state.core import HELD
 from state.materialize import Digests
 from state.overlay import Edit
 from state.rows import ControlRow, VersionRow
+from state.scratch import private_folder
 from state.store import Store
 from state.tensors import ModelFolder, from_float32
 
@@ -23,6 +24,7 @@ SHARDS = {
     "model-00001-of-00002.safetensors": ["embed.weight", "norm.weight"],
     "model-00002-of-00002.safetensors": ["layer.0.weight", "layer.1.weight"],
 }
+PAPERS = {"README.md", "bom.cdx.json"}
 ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 
 
@@ -130,6 +132,27 @@ def prepare(store: Store, round_id: str, seed: int, names: tuple[str, ...] = ("l
     }
 
 
+def take_in(store: Store, seed: int) -> VersionRow:
+    """A version that another home made, built here as an import builds it; safe to repeat."""
+    with private_folder(store.home, "import") as scratch:
+        base, known = ModelFolder.open(store.model_path(0)), store.version_record(0)
+        edits = some_edits(base, seed)
+        overlay.write(scratch / "overlay.safetensors", edits, {"parent": "v0"})
+        digests = materialize.build_folder(
+            base, edits, scratch / "model", known=Digests(known["files"], known["tensors"]), link=True
+        )
+        record = {
+            "files": digests.files,
+            "tensors": digests.tensors,
+            "touched": {"num_entries": 7, "fraction": 0.02, "per_tensor": {"layer.0.weight": 7}},
+            "metrics": {},
+            "imported": {"path": "/there", "id": "v5", "overlay": "0" * 64},
+        }
+        return store.import_version(
+            scratch / "model", overlay=scratch / "overlay.safetensors", record=record, actor="tester", now=NOW
+        )
+
+
 def make_version(store: Store, seed: int, state: Any = "published", **kwargs: Any) -> VersionRow:
     """The whole way of one batch."""
     round_id = begin(store, seed)
@@ -141,3 +164,8 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+def without_papers(folder: Path) -> dict[str, bytes]:
+    """Likewise of an exported folder, but for what `export` writes beside the version's own files."""
+    return {name: data for name, data in content(folder).items() if name not in PAPERS}

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from daemon.candidate import MergedEdits, keep_patch, sparse_entries, touched, write_candidate
+from daemon.candidate import MergedEdits, keep_patch, sparse_entries, write_candidate
+from daemon.compare import touched
 from patches.merge import SparseDelta
 from state import overlay, patchfile
 from state.overlay import Edit

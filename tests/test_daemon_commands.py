@@ -26,7 +26,7 @@ from state.checked import Checked
 from state.store import Store
 from state.verify import parts
 from tests.command_world import Alignd, usable_base
-from tests.state_world import NOW, begin, content, drop, hold, make_version, prepare, write_model
+from tests.state_world import NOW, begin, content, drop, hold, make_version, prepare, without_papers, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 WHO = {"actor": "tester", "now": NOW}
@@ -784,7 +784,7 @@ def test_export_gives_a_complete_folder(alignd: Alignd, two: Store, tmp_path: Pa
         alignd.json("gc", "--keep", "0")
         assert not two.is_materialized(2)
     alignd.json("export", "v2", str(tmp_path / "out"))
-    assert content(tmp_path / "out") == expected
+    assert without_papers(tmp_path / "out") == expected
     assert (tmp_path / "out" / "config.json").stat().st_mode & 0o777 == 0o644
     code, _, err = alignd("export", "v2", str(tmp_path / "out"))
     assert code == exitcodes.FAILED
@@ -822,7 +822,7 @@ def test_nobody_sweeps_or_collects_what_an_export_is_made_of(
 
     monkeypatch.setattr(durable, "copy_file", copy)
     assert alignd.json("export", "v1", str(alignd.home / "out"))["id"] == "v1"
-    assert content(alignd.home / "out") == expected
+    assert without_papers(alignd.home / "out") == expected
     assert not list(alignd.home.glob(".tmp-*"))
 
 

@@ -269,6 +269,7 @@ def shown(columns: int, **changes: Any) -> list[str]:
         "why": explain.why("published", STEPS, arrival=asdict(ARRIVAL), taken_out=None, reasons=[]),
         **explain.derivation(STEPS, "batch"),
         "touched": explain.touched(RECORD),
+        "source": None,
         **changes,
     }
     return render_version.version_lines(view, Style(columns=columns))

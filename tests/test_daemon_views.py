@@ -60,6 +60,7 @@ def test_a_version_has_the_promised_fields() -> None:
         "current": True,
         "blocked": False,
         "pinned": False,
+        "imported": False,
         "tags": ["good"],
         "reason": "every gate passed",
         "takes_out": None,

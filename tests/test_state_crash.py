@@ -12,7 +12,7 @@ from state.errors import StoreMissingError
 from state.store import Store
 from state.verify import verify
 from tests.disks import DyingFileSystem, in_memory
-from tests.state_world import NOW, begin, drop, make_store, make_version, prepare, rebuilt, write_model
+from tests.state_world import NOW, begin, drop, make_store, make_version, prepare, rebuilt, take_in, write_model
 
 WHO: Any = {"actor": "tester", "now": NOW}
 
@@ -144,6 +144,17 @@ def save_patch(store: Store, round_id: str) -> str:
 
     entries = {"w": (np.array([1]), np.array([0.5], np.float32))}
     return patchfile.save(store, entries, {"round": round_id}, folder=store.scratch(round_id))
+
+
+def test_an_import_killed_anywhere_is_there_whole_or_not_at_all_and_can_be_repeated(home: Path, tmp_path: Path) -> None:
+    def check(store: Store, finished: bool) -> None:
+        assert len(store.ledger.versions()) in ((4,) if finished else (3, 4))
+        row = take_in(store, 9)
+        assert (row.name, row.state, store.current().id) == ("v3", "awaiting_approval", 1)
+        lines = [line.subject for line in audit.read(store) if line.action == "version_imported"]
+        assert lines == ["v3"] and verify(store, deep=True) == []
+
+    assert sweep(home, tmp_path, lambda store: take_in(store, 9), check) > 20
 
 
 def test_publish_killed_anywhere_leaves_the_old_version_or_the_new(home: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from state.errors import StoreMissingError
 from state.store import Store
 from state.verify import verify
 from tests.disks import DyingFileSystem, in_memory
-from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare, write_model
+from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare, take_in, write_model
 
 WHO: Any = {"actor": "tester", "now": NOW}
 FAULTS = [(errno.ENOSPC, True), (errno.EIO, True), (errno.EROFS, False), (errno.EACCES, False)]
@@ -182,6 +182,12 @@ OPERATIONS = {
         lambda store: store.set_aside(store.spool / "fresh.drop", name="fresh", reason="bad", **WHO),
         lambda store: bool(store.quarantined()) and not (store.spool / "fresh.drop").exists(),
         8,
+    ),
+    "import": Operation(
+        _furnish,
+        lambda store: take_in(store, 9),
+        lambda store: store.ledger.version(4) is not None and store.is_materialized(4),
+        20,
     ),
     "release_drop": Operation(
         _make_set_aside, lambda store: store.release("fresh", **WHO), lambda store: not store.quarantined(), 5
