@@ -54,7 +54,7 @@ def version_view(store: Store, row: VersionRow) -> views.View:
     from daemon import explain
 
     record = store.version_record(row.id)
-    known = names(store)
+    known = names(store, [row])
     view = views.version_view(row, known)
     touched = record.get("touched") or {}
     others = {} if row.parent is None else {"v0": known.base_metrics, "parent": store.version(row.parent).metrics}
@@ -93,10 +93,10 @@ def _why(store: Store, row: VersionRow, steps: Mapping[str, Any]) -> list[str]:
 def _against(store: Store, row: VersionRow, record: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """How the metrics moved against the parent and against the base."""
     others = [] if row.parent is None else dict.fromkeys([row.parent, 0])
-    return {f"v{other}": _moved(store.version(other), row, record) for other in others}
+    return {f"v{other}": moved(store.version(other), row, record) for other in others}
 
 
-def _moved(before: VersionRow, after: VersionRow, record: Mapping[str, Any]) -> dict[str, float | None]:
+def moved(before: VersionRow, after: VersionRow, record: Mapping[str, Any]) -> dict[str, float | None]:
     """How the metrics moved; where the later one's round measured the earlier one too, on the same probes."""
     measured = record.get("measured") or {}
     subject = "base" if before.id == 0 else "current" if before.id == after.parent else ""
@@ -114,7 +114,7 @@ def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:
 
 
 def _show_batch(context: Context, store: Store, row: BatchRow) -> Answer:
-    versions = [version.id for version in store.ledger.versions() if version.batch == row.sha256]
+    versions = [version.id for version in store.ledger.versions_of(row.sha256)]
     view = views.batch_view(row, versions) | {"interrupted": _is_interrupted(store, row)}
     return Answer(view, tuple(render_show.batch_lines(view, context.style)))
 
@@ -136,23 +136,25 @@ def diff(context: Context, args: argparse.Namespace) -> Answer:
         differing = differing_tensors(*(record["tensors"] for record in records))
         with model_folder(store, before) as old, model_folder(store, after) as new:
             tensors = compare(ModelFolder.open(old), ModelFolder.open(new), differing)
-        batches = _batches_between(store, before, after)
+        batches = batches_between(store, before, after)
     view = {
         "a": before.name,
         "b": after.name,
         "num_entries": sum(item.num_entries for item in tensors),
-        "metrics": _moved(before, after, records[1]),
+        "metrics": moved(before, after, records[1]),
         "batches": batches,
         "tensors": [asdict(item) for item in tensors],
     }
     return Answer(view, tuple(render_show.diff_lines(view, context.style)))
 
 
-def _batches_between(store: Store, before: VersionRow, after: VersionRow) -> list[dict[str, Any]]:
+def batches_between(store: Store, before: VersionRow, after: VersionRow) -> list[dict[str, Any]]:
+    """The versions, with their batches, that only one of the two has behind it."""
     old, new = ({row.id: row for row in store.lineage(row.id)} for row in (before, after))
-    names = {row.sha256: row.name for row in store.ledger.batches()}
     left = [("without", row) for row in old.values() if row.id not in new]
     right = [("with", row) for row in new.values() if row.id not in old]
+    named = store.ledger.with_keys(BatchRow, [row.batch for _, row in [*left, *right] if row.batch])
+    names = {row.sha256: row.name for row in named}
     return [
         {"change": change, "version": row.name, "batch": row.batch, "name": names.get(row.batch or "")}
         for change, row in [*left, *right]

@@ -87,10 +87,10 @@ class StoreCore(Layout):
 
     def lineage(self, version_id: int) -> list[VersionRow]:
         """The version's ancestors from the base on, and itself as the last."""
-        rows = [self.version(version_id)]
-        while (parent := rows[-1].parent) is not None:
-            rows.append(self.version(parent))
-        return rows[::-1]
+        rows = self.ledger.line(version_id)
+        if not rows or rows[0].parent is not None:
+            self.version(version_id if not rows else rows[0].parent or 0)  # which is not there
+        return rows
 
     def version_record(self, version_id: int) -> dict[str, Any]:
         """VERSION.json of a version, checked against its digest in the ledger.

@@ -9,7 +9,7 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, fields
 from errno import EIO, ENOSPC, EROFS
@@ -31,6 +31,8 @@ from state.rows import (
 from state.schema import KEYS, SCHEMA, SCHEMA_NUMBER, TABLES
 
 BUSY_MS = 10_000
+_MAX_KEYS = 500
+_TOP = 1 << 62
 Row = TypeVar("Row", AuditRow, BatchRow, ControlRow, DuplicateRow, PointerRow, RoundRow, TagRow, VersionRow)
 
 
@@ -139,12 +141,60 @@ class Ledger:
     def round(self, round_id: str) -> RoundRow | None:
         return self._one(RoundRow, "id = ?", round_id)
 
+    def rounds_past(self, step: str, limit: int) -> list[RoundRow]:
+        """At most `limit` rounds that recorded something under this step, newest first."""
+        return self._select(RoundRow, "instr(artefacts, ?)", json.dumps(step), limit, order="id DESC LIMIT ?")
+
     def versions(self, *states: str) -> list[VersionRow]:
         """Versions in these states (all when none is named), oldest first."""
         return self._select(VersionRow, *_in_states(states), order="id")
 
     def version(self, version_id: int) -> VersionRow | None:
         return self._one(VersionRow, "id = ?", version_id)
+
+    def newest(
+        self, kind: type[Row], limit: int, *, below: int | None = None, every: int = 1, states: Sequence[str] = ()
+    ) -> list[Row]:
+        """At most `limit` rows of a table that is numbered (`id` or `seq`), newest first.
+
+        Args:
+            below: only rows with a smaller number.
+            every: only rows whose number is a multiple of this.
+            states: only rows in one of these; all when none is named.
+        """
+        number = "seq" if kind is BatchRow else "id"
+        where, *values = _in_states(tuple(states))
+        below = _TOP if below is None else below
+        where += f" AND {number} < ? AND {number} % ? = 0"
+        return self._select(kind, where, *values, below, every, limit, order=f"{number} DESC LIMIT ?")
+
+    def with_keys(self, kind: type[Row], keys: Iterable[str | int]) -> list[Row]:
+        """The rows that have one of these keys, in no order."""
+        wanted, found = list(dict.fromkeys(keys)), []
+        for start in range(0, len(wanted), _MAX_KEYS):
+            part = wanted[start : start + _MAX_KEYS]
+            found += self._select(kind, f"{KEYS[kind]} IN ({', '.join('?' * len(part))})", *part)
+        return found
+
+    def batches_starting(self, prefixes: Iterable[str]) -> dict[str, BatchRow]:
+        """The batches whose sha256 starts so, by that start; what names none is left out."""
+        found = {}
+        for prefix in prefixes:
+            for row in self._select(BatchRow, "sha256 >= ? AND sha256 < ?", prefix, prefix + "g", order="sha256 LIMIT 1"):
+                found[prefix] = row
+        return found
+
+    def versions_of(self, batch: str) -> list[VersionRow]:
+        """Versions that were made of a batch, oldest first."""
+        return self._select(VersionRow, "batch = ?", batch, order="id")
+
+    def line(self, version_id: int) -> list[VersionRow]:
+        """A version and its ancestors, oldest first; empty when there is no such version."""
+        ancestors = (
+            "WITH RECURSIVE line(number) AS (SELECT ? UNION "
+            "SELECT parent FROM versions JOIN line ON id = number WHERE parent IS NOT NULL) SELECT number FROM line"
+        )
+        return self._select(VersionRow, f"id IN ({ancestors})", version_id, order="id")
 
     def tags(self) -> list[TagRow]:
         """All tags, by name."""
