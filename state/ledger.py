@@ -141,6 +141,14 @@ class Ledger:
     def round(self, round_id: str) -> RoundRow | None:
         return self._one(RoundRow, "id = ?", round_id)
 
+    def newest_rounds(self, limit: int) -> list[RoundRow]:
+        """The rounds that were asked for last, newest first."""
+        return self._select(RoundRow, "1", limit, order="id DESC LIMIT ?")
+
+    def rounds_of(self, batch: str) -> list[RoundRow]:
+        """The rounds that tried a batch, oldest first."""
+        return self._select(RoundRow, "batch = ?", batch, order="id")
+
     def rounds_past(self, step: str, limit: int) -> list[RoundRow]:
         """At most `limit` rounds that recorded something under this step, newest first."""
         return self._select(RoundRow, "instr(artefacts, ?)", json.dumps(step), limit, order="id DESC LIMIT ?")
@@ -180,13 +188,15 @@ class Ledger:
         """The batches whose sha256 starts so, by that start; what names none is left out."""
         found = {}
         for prefix in prefixes:
-            for row in self._select(BatchRow, "sha256 >= ? AND sha256 < ?", prefix, prefix + "g", order="sha256 LIMIT 1"):
+            for row in self._select(
+                BatchRow, "sha256 >= ? AND sha256 < ?", prefix, prefix + "g", order="sha256 LIMIT 1"
+            ):
                 found[prefix] = row
         return found
 
-    def versions_of(self, batch: str) -> list[VersionRow]:
-        """Versions that were made of a batch, oldest first."""
-        return self._select(VersionRow, "batch = ?", batch, order="id")
+    def versions_of(self, *batches: str) -> list[VersionRow]:
+        """Versions that were made of these batches, oldest first."""
+        return self._select(VersionRow, f"batch IN ({', '.join('?' * len(batches))})", *batches, order="id")
 
     def line(self, version_id: int) -> list[VersionRow]:
         """A version and its ancestors, oldest first; empty when there is no such version."""
