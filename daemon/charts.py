@@ -15,9 +15,9 @@ from daemon.terminal import number, percent
 from daemon.views import AXES, View
 
 _WIDTH: Final = 720
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 30
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 24, 24, 36
 _TITLES: Final = {"harm_rate": "harm", "over_refusal_rate": "over-refusal", "utility": "utility"}
-_MAX_LABELS: Final = 12
+_MAX_LABELS: Final = 8
 _MAX_DOTS: Final = 120
 _CLASSES: Final = dict(zip(AXES, ("one", "two", "three"), strict=True))
 
@@ -64,7 +64,7 @@ def versions_chart(versions: Sequence[View]) -> str:
 def _axis_labels(plot: _Plot, ids: Sequence[int]) -> Iterator[str]:
     step = max(1, math.ceil(len(ids) / _MAX_LABELS))
     for version in ids[::step]:
-        yield plot.text(plot.x(version), plot.bottom + 20, f"v{version}", "middle")
+        yield plot.text(plot.x(version), plot.bottom + 26, f"v{version}", "middle")
 
 
 def _marks(plot: _Plot, versions: Sequence[View]) -> Iterator[str]:
@@ -115,7 +115,7 @@ def intervals_chart(axes: Sequence[View], who: Mapping[str, str]) -> str:
             low, high = plot.x(share["low"]), plot.x(share["high"])
             parts.append(f'<line class="line {kind}" x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>')
         parts.append(f'<circle class="{kind}" cx="{plot.x(share["value"]):.1f}" cy="{y}" r="5"/>')
-    return plot.svg("the three axes with 95 % intervals; the table has the figures", parts)
+    return plot.svg("the three axes with 95 % intervals; the table has the figures", parts, "roomy")
 
 
 def bars_chart(values: Mapping[str, float], label: str) -> str:
@@ -131,7 +131,7 @@ def bars_chart(values: Mapping[str, float], label: str) -> str:
         parts.append(plot.text(plot.left - 10, y + 13, name, "end"))
         parts.append(f'<rect class="one" x="{plot.left}" y="{y}" width="{width:.1f}" height="15"/>')
         parts.append(plot.text(plot.left + width + 6, y + 13, number(value), "start"))
-    return plot.svg(label, parts)
+    return plot.svg(label, parts, "roomy")
 
 
 class _Plot:
@@ -188,8 +188,11 @@ class _Plot:
     def text(self, x: float, y: float, words: str, anchor: str) -> str:
         return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
 
-    def svg(self, label: str, parts: Sequence[str]) -> str:
-        head = f'<svg class="chart" viewBox="0 0 {_WIDTH} {self.height}" role="img" aria-label="{escape(label)}">'
+    def svg(self, label: str, parts: Sequence[str], kind: str = "narrow") -> str:
+        """The whole; one that is `narrow` stays readable on a phone, any other is scrolled there."""
+        head = (
+            f'<svg class="chart {kind}" viewBox="0 0 {_WIDTH} {self.height}" role="img" aria-label="{escape(label)}">'
+        )
         return head + "".join(parts) + "</svg>"
 
 
@@ -204,5 +207,5 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def heat(share: Any) -> str:
-    """The style class of a cell: h0 for none to h10 for all; empty where nothing was measured."""
-    return f"h{round(min(max(share, 0.0), 1.0) * 10)}" if isinstance(share, int | float) else ""
+    """The style class of a cell: h0 for none, h1 to h10 for more and more; empty where nothing was measured."""
+    return f"h{math.ceil(min(max(share, 0.0), 1.0) * 10)}" if isinstance(share, int | float) else ""

@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from state.store import Store
 
 PAGE_ROWS: Final = 50
+MAX_METRICS: Final = 80
 MAX_POINTS: Final = 400
 SPANS: Final = ("100", "1000", "all")
 HEAT_COLUMNS: Final = 14
 HEAT_ROWS: Final = 40
 _NUM_ANCESTORS: Final = 12
 _NUM_ROUNDS: Final = 6
+_BY_BATCH: Final = "harm_by_batch."
 
 
 def standing(context: Context, store: Store) -> View:
@@ -51,7 +53,8 @@ def now(context: Context, store: Store) -> View:
     step = round_["step"] if round_ else None
     losses = frame["losses"]
     shown = step if losses.get(step) else next(reversed(losses), None)
-    chart = charts.loss_chart(str(shown), losses[shown]) if shown else ""
+    last = [round_["loss"]] if round_ and shown == step else []  # the curve is thinned, and may end before it
+    chart = charts.loss_chart(str(shown), [*losses[shown], *last]) if shown else ""
     return {
         **told,
         "steps": _steps(frame),
@@ -197,11 +200,12 @@ def difference(store: Store, a: str, b: str) -> View:
     differing = differing_tensors(*(record["tensors"] for record in records))
     known = names(store, [before, after])
     sides = [views.version_view(row, known) for row in (before, after)]
-    totals = _by_layer(list(records[1]["tensors"]))
+    totals, delta = _by_layer(list(records[1]["tensors"])), moved(before, after, records[1])
     return {
         "a": sides[0],
         "b": sides[1],
-        "metrics": _metrics(moved(before, after, records[1]), sides),
+        "metrics": _metrics(store, delta, sides),
+        "num_metrics_left_out": max(0, len(delta) - MAX_METRICS),
         "batches": batches_between(store, before, after),
         "tensors": differing,
         "layers": [
@@ -215,11 +219,20 @@ def _by_layer(tensors: Sequence[str]) -> dict[str, int]:
     return explain.touched_by_layer(dict.fromkeys(tensors, 1))
 
 
-def _metrics(delta: Mapping[str, float | None], sides: Sequence[View]) -> list[View]:
+def _metrics(store: Store, delta: Mapping[str, float | None], sides: Sequence[View]) -> list[View]:
     old, new = (views.flat_metrics(side["metrics"]) for side in sides)
+    shown = list(delta)[:MAX_METRICS]
+    named = store.ledger.batches_starting([name.partition(".")[2] for name in shown if name.startswith(_BY_BATCH)])
+    titles = {f"{_BY_BATCH}{start}": f"harm, {row.name}" for start, row in named.items()}
     return [
-        {"name": name, "a": old.get(name), "b": new.get(name), "delta": change, "is_share": not name.endswith("_nll")}
-        for name, change in delta.items()
+        {
+            "name": titles.get(name, name.replace("_", " ").replace(".", ", ")),
+            "a": old.get(name),
+            "b": new.get(name),
+            "delta": delta[name],
+            "is_share": not name.endswith("_nll"),
+        }
+        for name in shown
     ]
 
 
