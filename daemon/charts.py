@@ -47,7 +47,7 @@ def versions_chart(versions: Sequence[View]) -> str:
         return ""
     ids = [int(view["id"][1:]) for view in versions]
     plot = _Plot(260, (min(ids) - 0.5, max(ids) + 0.5), (0.0, 1.0))
-    parts = [*plot.grid([(share / 4, f"{share * 25} %") for share in range(5)])]
+    parts = [*plot.grid([(share / 4, f"{share * 25}%") for share in range(5)])]
     parts += [plot.rule(int(view["id"][1:]), "in service") for view in versions if view["current"]]
     parts += _axis_labels(plot, ids)
     for axis in AXES:
@@ -103,7 +103,7 @@ def intervals_chart(axes: Sequence[View], who: Mapping[str, str]) -> str:
     if not any(axis[key]["value"] is not None for axis in axes for key in who):
         return ""
     plot = _Plot(26 + 26 * len(axes) * len(who) + 30, (0.0, 1.0), (0.0, 1.0), left=190)
-    parts = [plot.upright(share / 4, f"{share * 25} %") for share in range(5)]
+    parts = [plot.upright(share / 4, f"{share * 25}%") for share in range(5)]
     rows = [(axis, key) for axis in axes for key in who]
     for place, (axis, key) in enumerate(rows):
         y = plot.top + 16 + 26 * place
