@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from errno import EAFNOSUPPORT
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -44,7 +45,8 @@ class Web:
         try:
             self._start(address, web)
         except OSError as err:
-            self._fail(f"no page at {web.listen}: {err.strerror or err}")
+            hint = "; under the systemd unit listen = 'systemd' and alignd.socket" if err.errno == EAFNOSUPPORT else ""
+            self._fail(f"no page at {web.listen}: {err.strerror or err}{hint}")
         else:
             self._served = web
 

@@ -95,8 +95,10 @@ class PageServer(socketserver.ThreadingTCPServer):
     def __init__(self, opened: socket.socket, answer: Callable[[Request], Response]) -> None:
         self.answer = answer
         self._free = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        super().__init__(opened.getsockname(), _Handler, bind_and_activate=False)
-        self.socket.close()
+        self._open: set[socket.socket] = set()
+        self._open_lock = threading.Lock()
+        # not TCPServer's own: it would make a socket first, which the systemd unit forbids
+        socketserver.BaseServer.__init__(self, opened.getsockname(), _Handler)
         self.socket = opened
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -104,6 +106,8 @@ class PageServer(socketserver.ThreadingTCPServer):
         if not self._free.acquire(blocking=False):
             self.shutdown_request(request)
             return
+        with self._open_lock:
+            self._open.add(request)
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -111,7 +115,17 @@ class PageServer(socketserver.ThreadingTCPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            with self._open_lock:
+                self._open.discard(request)
             self._free.release()
+
+    def server_close(self) -> None:
+        """Ends the server with every connection, also those that a browser keeps open for its next request."""
+        super().server_close()
+        with self._open_lock:
+            for connection in self._open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Logs what went wrong with a request, without what it held, and says that something did."""

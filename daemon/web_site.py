@@ -16,7 +16,7 @@ from urllib.parse import quote, urlencode
 
 import structlog
 
-from daemon import web_facts, web_template
+from daemon import exitcodes, web_facts, web_template
 from daemon.command import Answer, CommandError
 from daemon.log import WEB_CHANGED, WEB_REFUSED
 from daemon.views import View
@@ -73,7 +73,6 @@ class Site:
         self._context, self._guard, self._is_private, self._wake = context, guard, is_private, wake
         self._notices: OrderedDict[str, Answer] = OrderedDict()
         self._notices_lock = threading.Lock()
-        self._started = secrets.token_hex(4)
 
     def answer(self, request: Request) -> Response:
         """The response to any request."""
@@ -123,7 +122,7 @@ class Site:
         is_now = request.query.get("page") == "now"
         facts = web_facts.now(self._context, store) if is_now else web_facts.standing(self._context, store)
         parts = web_template.live_parts(facts, with_now=is_now)
-        return _json({"seq": facts["seq"], "started": self._started, "parts": parts})
+        return _json({"seq": facts["seq"], "parts": parts})
 
     def _confirm(self, store: Store, request: Request, visitor: Visitor, action: Action) -> Response:
         if not visitor.may_change:
@@ -283,9 +282,9 @@ def _number(text: str) -> int | None:
 
 
 def _status_of(err: Exception) -> HTTPStatus:
-    if isinstance(err, NotFoundError):
+    if isinstance(err, NotFoundError) or (isinstance(err, CommandError) and err.code == exitcodes.NOT_FOUND):
         return HTTPStatus.NOT_FOUND
-    if isinstance(err, RefusedError):
+    if isinstance(err, RefusedError | CommandError):
         return HTTPStatus.CONFLICT
     if isinstance(err, LockedError | TokenFileError | OSError):
         return HTTPStatus.SERVICE_UNAVAILABLE

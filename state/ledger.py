@@ -9,12 +9,12 @@ import hashlib
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, fields
 from errno import EIO, ENOSPC, EROFS
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, get_origin
 
 from state import durable
 from state.errors import LockedError, NotFoundError, StoreCorruptError
@@ -29,14 +29,12 @@ from state.rows import (
     VersionRow,
 )
 from state.schema import KEYS, SCHEMA, SCHEMA_NUMBER, TABLES
+from state.windows import Row, Windows, in_states
 
 BUSY_MS = 10_000
-_MAX_KEYS = 500
-_TOP = 1 << 62
-Row = TypeVar("Row", AuditRow, BatchRow, ControlRow, DuplicateRow, PointerRow, RoundRow, TagRow, VersionRow)
 
 
-class Ledger:
+class Ledger(Windows):
     """One connection, shared by the threads of a process."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -120,7 +118,7 @@ class Ledger:
 
     def batches(self, *states: str) -> list[BatchRow]:
         """Batches in these states (all when none is named), in order of arrival."""
-        return self._select(BatchRow, *_in_states(states), order="seq")
+        return self._select(BatchRow, *in_states(states), order="seq")
 
     def batch(self, sha256: str) -> BatchRow | None:
         return self._one(BatchRow, "sha256 = ?", sha256)
@@ -136,75 +134,17 @@ class Ledger:
 
     def rounds(self, *states: str) -> list[RoundRow]:
         """Rounds in these states (all when none is named), oldest first."""
-        return self._select(RoundRow, *_in_states(states), order="id")
+        return self._select(RoundRow, *in_states(states), order="id")
 
     def round(self, round_id: str) -> RoundRow | None:
         return self._one(RoundRow, "id = ?", round_id)
 
-    def newest_rounds(self, limit: int) -> list[RoundRow]:
-        """The rounds that were asked for last, newest first."""
-        return self._select(RoundRow, "1", limit, order="id DESC LIMIT ?")
-
-    def rounds_of(self, batch: str) -> list[RoundRow]:
-        """The rounds that tried a batch, oldest first."""
-        return self._select(RoundRow, "batch = ?", batch, order="id")
-
-    def rounds_past(self, step: str, limit: int) -> list[RoundRow]:
-        """At most `limit` rounds that recorded something under this step, newest first."""
-        return self._select(RoundRow, "instr(artefacts, ?)", json.dumps(step), limit, order="id DESC LIMIT ?")
-
     def versions(self, *states: str) -> list[VersionRow]:
         """Versions in these states (all when none is named), oldest first."""
-        return self._select(VersionRow, *_in_states(states), order="id")
+        return self._select(VersionRow, *in_states(states), order="id")
 
     def version(self, version_id: int) -> VersionRow | None:
         return self._one(VersionRow, "id = ?", version_id)
-
-    def newest(
-        self, kind: type[Row], limit: int, *, below: int | None = None, every: int = 1, states: Sequence[str] = ()
-    ) -> list[Row]:
-        """At most `limit` rows of a table that is numbered (`id` or `seq`), newest first.
-
-        Args:
-            below: only rows with a smaller number.
-            every: only rows whose number is a multiple of this.
-            states: only rows in one of these; all when none is named.
-        """
-        number = "seq" if kind is BatchRow else "id"
-        where, *values = _in_states(tuple(states))
-        below = _TOP if below is None else below
-        where += f" AND {number} < ? AND {number} % ? = 0"
-        return self._select(kind, where, *values, below, every, limit, order=f"{number} DESC LIMIT ?")
-
-    def with_keys(self, kind: type[Row], keys: Iterable[str | int]) -> list[Row]:
-        """The rows that have one of these keys, in no order."""
-        wanted, found = list(dict.fromkeys(keys)), []
-        for start in range(0, len(wanted), _MAX_KEYS):
-            part = wanted[start : start + _MAX_KEYS]
-            found += self._select(kind, f"{KEYS[kind]} IN ({', '.join('?' * len(part))})", *part)
-        return found
-
-    def batches_starting(self, prefixes: Iterable[str]) -> dict[str, BatchRow]:
-        """The batches whose sha256 starts so, by that start; what names none is left out."""
-        found = {}
-        for prefix in prefixes:
-            for row in self._select(
-                BatchRow, "sha256 >= ? AND sha256 < ?", prefix, prefix + "g", order="sha256 LIMIT 1"
-            ):
-                found[prefix] = row
-        return found
-
-    def versions_of(self, *batches: str) -> list[VersionRow]:
-        """Versions that were made of these batches, oldest first."""
-        return self._select(VersionRow, f"batch IN ({', '.join('?' * len(batches))})", *batches, order="id")
-
-    def line(self, version_id: int) -> list[VersionRow]:
-        """A version and its ancestors, oldest first; empty when there is no such version."""
-        ancestors = (
-            "WITH RECURSIVE line(number) AS (SELECT ? UNION "
-            "SELECT parent FROM versions JOIN line ON id = number WHERE parent IS NOT NULL) SELECT number FROM line"
-        )
-        return self._select(VersionRow, f"id IN ({ancestors})", version_id, order="id")
 
     def tags(self) -> list[TagRow]:
         """All tags, by name."""
@@ -329,10 +269,6 @@ def _operational(path: Path, err: sqlite3.OperationalError) -> Exception:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LockedError(f"{path} is busy with another process", "try again in a moment")
     return StoreCorruptError(f"{path}: {err}", "restore the ledger from a backup")
-
-
-def _in_states(states: tuple[str, ...]) -> tuple[str, ...]:
-    return (f"state IN ({', '.join('?' * len(states))})", *states) if states else ("1",)
 
 
 def _quoted(names: Any) -> list[str]:
