@@ -90,7 +90,7 @@ def _target(plot: _Plot, view: View, gap: int) -> str:
 
 
 def _gap(ids: Sequence[int]) -> int:
-    return min((after - before for before, after in pairwise(ids)), default=1)
+    return max((after - before for before, after in pairwise(ids)), default=1)
 
 
 def intervals_chart(axes: Sequence[View], who: Mapping[str, str]) -> str:

@@ -77,12 +77,13 @@ class Browser:
         self.click("main form button")
 
     def do(self, action: str, reason: str = "") -> None:
-        """Clicks an action's button, says why where it is asked, and confirms."""
+        """Clicks an action's button, says why where it is asked, confirms, and waits for what was done."""
         self.click(f"#do-{action}")
         self.until(lambda: bool(self.text("#confirm")))
         if reason:
             self.type("#reason", reason)
         self.click("#confirm")
+        self.until(lambda: bool(self.text("#notice")))
 
     def complaints(self) -> list[str]:
         """What the browser complained of, such as a breach of the page's policy."""
