@@ -75,7 +75,7 @@ def job_facts(job: Job | None, earlier: Mapping[str, float], steps_done: list[st
         "fraction": round(job.fraction, 4),
         "eta_s": None if eta_s is None else round(eta_s),
         "loss": job.loss,
-        "losses": {step: list(points) for step, points in job.losses.items()},
+        "losses": {step: list(curve.points) for step, curve in job.losses.items()},
     }
 
 

@@ -63,7 +63,7 @@ def version_view(store: Store, row: VersionRow) -> views.View:
     from daemon import explain
 
     record = store.version_record(row.id)
-    known = names(store)
+    known = names(store, [row])
     view = views.version_view(row, known)
     touched = record.get("touched") or {}
     others = {} if row.parent is None else {"v0": known.base_metrics, "parent": store.version(row.parent).metrics}
@@ -116,10 +116,10 @@ def _why(store: Store, row: VersionRow, steps: Mapping[str, Any]) -> list[str]:
 def _against(store: Store, row: VersionRow) -> dict[str, dict[str, float | None]]:
     """How the metrics moved against the parent and against the base."""
     others = [] if row.parent is None else dict.fromkeys([row.parent, 0])
-    return {f"v{other}": _moved(store, store.version(other), row) for other in others}
+    return {f"v{other}": moved(store, store.version(other), row) for other in others}
 
 
-def _moved(store: Store, before: VersionRow, after: VersionRow) -> dict[str, float | None]:
+def moved(store: Store, before: VersionRow, after: VersionRow) -> dict[str, float | None]:
     """How the metrics moved; where the newer one's round measured the older one too, on the same probes."""
     older, newer = sorted((before, after), key=lambda row: row.id)
     subject = "base" if older.id == 0 else "current" if older.id == newer.parent else ""
@@ -142,7 +142,7 @@ def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:
 def _show_batch(context: Context, store: Store, found: BatchRow | DuplicateRow) -> Answer:
     """A batch; for a drop of content that was known already the batch that it repeats."""
     row = found if isinstance(found, BatchRow) else store.find_batch(found.sha256)
-    versions = [version.id for version in store.ledger.versions() if version.batch == row.sha256]
+    versions = [version.id for version in store.ledger.versions_of(row.sha256)]
     view = views.batch_view(row, versions, store.ledger.duplicates()) | {"interrupted": _is_interrupted(store, row)}
     view["duplicate"] = {"name": found.name, "at": found.at} if isinstance(found, DuplicateRow) else None
     return Answer(view, tuple(render_show.batch_lines(view, context.style)))
@@ -166,12 +166,12 @@ def diff(context: Context, args: argparse.Namespace) -> Answer:
         with model_folder(store, before) as old, model_folder(store, after) as new:
             tensors = compare(ModelFolder.open(old), ModelFolder.open(new), differing)
         batch_names = {row.sha256[:12]: row.name for row in store.ledger.batches()}
-        batches, moved = batches_between(store, before, after), _moved(store, before, after)
+        batches = batches_between(store, before, after)
     view = {
         "a": before.name,
         "b": after.name,
         "num_entries": sum(item.num_entries for item in tensors),
-        "metrics": moved,
+        "metrics": moved(store, before, after),
         "batches": batches,
         "batch_names": batch_names,
         "tensors": [asdict(item) for item in tensors],

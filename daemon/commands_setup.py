@@ -29,6 +29,9 @@ settle_s = 5    # a drop is taken once nothing about it has changed for this man
 
 [publish]
 approval = false    # true: a version that passed its gates waits for `alignd approve`
+
+[web]
+listen = ""    # "8420": a page for browsers at http://127.0.0.1:8420/; changing something there needs HOME/web-token
 """
 _FOLDERS: Final = {"inbox": 0o770, "probes": 0o755, "quarantine": 0o700}
 

@@ -45,7 +45,7 @@ def history(context: Context, args: argparse.Namespace) -> Answer:
     """Lists the versions, oldest first."""
     with context.store() as store:
         rows = store.ledger.versions()
-        listed = views.history_view(rows, names(store))
+        listed = views.history_view(rows, names(store, rows))
     kept = [view for view in listed if _is_wanted(view, args.state, args.since)]
     kept = kept[-args.limit :] if args.limit else kept
     lines = render.history_lines(kept, context.style) if kept else ["no such version"]

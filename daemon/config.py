@@ -259,6 +259,17 @@ class ScheduleSection(Section, frozen=True):
     """A worker that reports nothing for this long is ended, and its round resumed."""
 
 
+class WebSection(Section, frozen=True):
+    """The page that the service serves to browsers."""
+
+    listen: str = ""
+    """Where: HOST:PORT, or PORT alone for 127.0.0.1; "systemd" takes the socket of alignd.socket; "" serves no page."""
+    hosts: tuple[str, ...] = ()
+    """Names that a browser may call it by, beside localhost and addresses: those of a proxy or of this machine."""
+    token_for: Literal["changes", "everything"] = "changes"
+    """What needs the token in HOME/web-token; everything does where the address is not a loopback one."""
+
+
 class Config(Section, frozen=True):
     """service.toml as a whole."""
 
@@ -273,6 +284,7 @@ class Config(Section, frozen=True):
     gates: GatesSection = GatesSection()
     publish: PublishSection = PublishSection()
     schedule: ScheduleSection = ScheduleSection()
+    web: WebSection = WebSection()
 
 
 PRESETS: dict[str, dict[str, Any]] = {

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from daemon.listening import parse_listen
 from state.layout import Layout
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def faults(config: Config, home: Path) -> list[str]:
         *_search(config),
         *_masks(config),
         *_objectives(config),
+        *_web(config),
     ]
 
 
@@ -147,6 +149,16 @@ def _objectives(config: Config) -> Iterator[str]:
             "allowed: descent"
         )
     yield from _unread("derive.over_safety", over, "refusal_weight", "only [derive.safety] has a use for it")
+
+
+def _web(config: Config) -> Iterator[str]:
+    try:
+        parse_listen(config.web.listen)
+    except ValueError as err:
+        yield f"web.listen is {config.web.listen!r}: {err}"
+    for host in config.web.hosts:
+        if not host or any(char in host for char in "/:@ "):
+            yield f"web.hosts holds {host!r}; each value is a bare name, such as 'align.example.org', without scheme and port"
 
 
 def _unread(section: str, objective: ObjectiveSection, name: str, why: str) -> Iterator[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -87,6 +86,23 @@ class Workshop:
             self.stalled.add(part)
 
 
+@dataclass
+class Curve:
+    """The course of a number from its first value on, in at most `LOSS_POINTS` points: every `stride`-th is kept."""
+
+    points: list[float] = field(default_factory=list)
+    stride: int = 1
+    num_added: int = 0
+
+    def add(self, value: float) -> None:
+        """Takes the next value in."""
+        if self.num_added % self.stride == 0:
+            self.points.append(value)
+        self.num_added += 1
+        if len(self.points) > LOSS_POINTS:
+            self.points, self.stride = self.points[::2], 2 * self.stride
+
+
 class Job:
     """One worker, from its start to its outcome."""
 
@@ -97,7 +113,7 @@ class Job:
         self.step = ""
         self.fraction = 0.0
         self.loss: float | None = None
-        self.losses: dict[str, deque[float]] = {}
+        self.losses: dict[str, Curve] = {}
         self.durations_s: dict[str, float] = {}
         """Seconds of each step that this worker finished, in order."""
         self._step_since = child.started_at
@@ -137,7 +153,7 @@ class Job:
             self.step, self._step_since = event.step, time.monotonic()
         self.fraction, self.loss = event.fraction, event.loss
         if event.loss is not None:
-            self.losses.setdefault(event.step, deque(maxlen=LOSS_POINTS)).append(event.loss)
+            self.losses.setdefault(event.step, Curve()).add(event.loss)
 
     def _finish(self, event: StepEvent) -> None:
         took_s = self.elapsed_s()

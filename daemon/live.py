@@ -14,6 +14,7 @@ from daemon.render import history_lines, round_text, status_lines
 from daemon.standing import look, names
 from daemon.steps import STEPS
 from daemon.terminal import Style, bar, duration, sparkline
+from state.rows import VersionRow
 
 if TYPE_CHECKING:
     from state.store import Store
@@ -64,7 +65,8 @@ def _frames(context: Context, store: Store, sleep: Callable[[float], None], num_
 
 def newest_versions(store: Store) -> list[views.View]:
     """The views of the last few versions, oldest first."""
-    return views.history_view(store.ledger.versions()[-NUM_VERSIONS:], names(store))
+    rows = store.ledger.newest(VersionRow, NUM_VERSIONS)
+    return views.history_view(rows, names(store, rows))
 
 
 def frame_of(context: Context, store: Store, versions: list[views.View]) -> Frame:

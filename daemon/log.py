@@ -53,6 +53,11 @@ WORKER_BABBLED: Final = "worker_babbled"
 STORE_VERIFIED: Final = "store_verified"
 STORE_DAMAGED: Final = "store_damaged"
 STORE_COLLECTED: Final = "store_collected"
+WEB_STARTED: Final = "web_started"
+WEB_FAILED: Final = "web_failed"
+WEB_ANSWERED_WITH_ERROR: Final = "web_answered_with_error"
+WEB_REFUSED: Final = "web_refused"
+WEB_CHANGED: Final = "web_changed"
 
 EVENTS: Final[tuple[str, ...]] = tuple(
     value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str)

@@ -29,6 +29,7 @@ from daemon.report import facts, status_line
 from daemon.rounds import Rounds
 from daemon.scrub import Scrub
 from daemon.timers import VERIFY, Timers
+from daemon.web import Web
 from state.errors import LockedError, StoreCorruptError
 from state.rows import BatchRow
 
@@ -53,6 +54,7 @@ class Loop:
         self.rounds = Rounds(shop)
         self.scrub = Scrub(shop)
         self._board = Board(shop.home)
+        self._web = Web(shop)
         self._seen_version: tuple[int, int] | None = None
         self._queue: list[BatchRow] = []
         self._rescanned_at = shop.steady()
@@ -69,6 +71,7 @@ class Loop:
         self.rounds.durations_s = self._board.load_durations()
         self.claims.start()
         self._timers.start()
+        self._web.apply(self.shop.config.web)
         self._notify.ready()
         _log.info(SERVICE_STARTED, pid=os.getpid(), home=str(self.shop.home), python=sys.version.split()[0])
 
@@ -166,10 +169,12 @@ class Loop:
         self._timers.apply(config)
         self.shop.config = config
         self.claims.apply()
+        self._web.apply(config.web)
 
     def stop(self) -> None:
         """Ends workers and threads within seconds; whatever they did is resumed at the next start."""
         self._notify.stopping()
+        self._web.stop()
         self._timers.stop()
         self.claims.stop()
         for part in (self.intakes, self.rounds, self.scrub):
@@ -208,6 +213,7 @@ class Loop:
         if changed:
             self._queue = self.shop.store.ledger.batches("queued")
         told = facts(self.shop, claims=self.claims, intakes=self.intakes, rounds=self.rounds, queue=self._queue)
+        told["page"] = self._web.url
         self._is_told = self._board.show(told, at=self.shop.stamp())
         self._told = self._standing()
         self._notify.status(status_line(told))

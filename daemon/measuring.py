@@ -86,6 +86,9 @@ def metrics(measured: Measurement) -> dict[str, Any]:
         "harm_by_batch": {
             group: _rate(tally.num_content, tally) for group, tally in measured.tallies[BATCHES].items() if group
         },
+        "standing_harm_by_category": {
+            group: _rate(tally.num_content, tally) for group, tally in measured.tallies[STANDING].items() if group
+        },
         "utility_by_category": {
             group: _rate(tally.num_right, tally) for group, tally in measured.tallies[UTILITY].items() if group
         },

@@ -102,6 +102,7 @@ def status_lines(view: View, style: Style, *, with_round: bool = True) -> list[s
             ("inbox", f"{view['inbox']['waiting']} waiting"),
             ("quarantine", str(view["quarantine"]) if view["quarantine"] else ""),
             ("service", running),
+            ("page", service.get("page") or ""),
             ("", printable(service["message"])),
             ("disk", f"{size(view['disk']['free_bytes'])} free"),
         ],

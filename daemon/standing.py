@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from daemon.command import Context, service_pid
 from daemon.views import Names, Standing, measured
 from state.errors import NotFoundError
 from state.layout import PROGRESS_FILE
-from state.rows import RoundRow, VersionRow
+from state.rows import BatchRow, RoundRow, VersionRow
 
 if TYPE_CHECKING:
     from daemon.config import Config
     from state.store import Store
+
+_LOOK_BACK: Final = 3
 
 
 def look(context: Context, store: Store) -> Standing:
@@ -50,21 +53,27 @@ def look(context: Context, store: Store) -> Standing:
     )
 
 
-def names(store: Store) -> Names:
-    """What versions are called besides their number: batches, tags, reasons; and what the base measured."""
+def names(store: Store, versions: Sequence[VersionRow]) -> Names:
+    """What these versions are called besides their number: batches, tags, reasons; and what the base measured."""
     tags: dict[int, list[str]] = {}
     for tag in store.ledger.tags():
         tags.setdefault(tag.version, []).append(tag.name)
-    rounds = store.ledger.rounds()
-    on_base = (measured(row.artefacts, "base") for row in reversed(rounds))
+    batches = store.ledger.with_keys(BatchRow, [row.batch for row in versions if row.batch])
+    rounds = store.ledger.with_keys(RoundRow, [row.round for row in versions if row.round])
     return Names(
         current=store.current().id,
-        batch_names={row.sha256: row.name for row in store.ledger.batches()},
+        batch_names={row.sha256: row.name for row in batches},
         tags=tags,
         round_reasons={row.id: row.reason for row in rounds if row.reason},
         taken_out={row.id: row.target for row in rounds if row.target is not None},
-        base_metrics=next(filter(None, on_base), {}),
+        base_metrics=base_metrics(store),
     )
+
+
+def base_metrics(store: Store) -> dict[str, Any]:
+    """What the newest round that came so far measured on the base; empty when none did."""
+    rounds = store.ledger.rounds_past("evaluate", limit=_LOOK_BACK)
+    return next(filter(None, (measured(row.artefacts, "base") for row in rounds)), {})
 
 
 def read_progress(home: Path) -> dict[str, Any]:

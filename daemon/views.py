@@ -275,6 +275,7 @@ def status_view(standing: Standing) -> View:
             "pid": standing.service_pid,
             "state": standing.progress.get("state"),
             "message": standing.progress.get("message") or "",
+            "page": standing.progress.get("page"),
         },
         "disk": {"free_bytes": standing.free_bytes},
         "problems": list(standing.problems),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from state import durable
 from state.errors import StoreCorruptError
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 FIRST_PREV = "0" * 64
 _TOO_BIG = 1 << 63
+_BLOCK_BYTES = 1 << 16
+_DAMAGED_HINT = (
+    "`alignd audit --verify` names every damaged line; starting the service mends a last line that was cut short"
+)
 _SEQ, _HASH, _OFFSET = "audit_seq", "audit_hash", "audit_offset"
 
 
@@ -69,6 +74,69 @@ def read(store: StoreCore) -> list[AuditRow]:
         StoreCorruptError: a line is no audit line, such as one that a crash cut short; names it.
     """
     return [_required(store, number, line) for number, line in enumerate(_lines(store), 1)]
+
+
+def newest(store: StoreCore, limit: int, *, before: int | None = None, about: str = "") -> list[AuditRow]:
+    """At most `limit` lines of the file, newest first, read from its end; not checked against the chain.
+
+    What follows the last line break is left out: it is being written, or a crash cut it short.
+
+    Args:
+        before: only lines with a smaller number.
+        about: only lines in which this name or digest stands.
+    Raises:
+        StoreCorruptError: a line is no audit line.
+    """
+    if not store.audit_path.exists():
+        return []
+    found: list[AuditRow] = []
+    with store.audit_path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END) if before is None else _offset_of(store, file, before)
+        for line in _lines_backwards(file, end):
+            if len(found) == limit:
+                break
+            if about.encode() in line:
+                found.append(_row_of(store, line))
+    return found
+
+
+def _offset_of(store: StoreCore, file: BinaryIO, seq: int) -> int:
+    """Where the first line with this number or a larger one begins, found by halving."""
+    low, high = 0, file.seek(0, os.SEEK_END)
+    while low < high:
+        middle = (low + high) // 2
+        file.seek(middle)
+        skipped = len(file.readline()) if middle else 0
+        line = file.readline()
+        if not line.endswith(b"\n") or _row_of(store, line).seq >= seq:
+            high = middle
+        else:
+            low = middle + skipped + 1
+    file.seek(low)
+    return low + len(file.readline()) if low else 0
+
+
+def _lines_backwards(file: BinaryIO, end: int) -> Iterator[bytes]:
+    """The whole lines before an offset, without their breaks, last to first."""
+    left, begun, is_last = end, b"", True
+    while left:
+        step = min(left, _BLOCK_BYTES)
+        left -= step
+        file.seek(left)
+        begun, *lines = (file.read(step) + begun).split(b"\n")
+        if lines and is_last:
+            lines.pop()  # what follows the last break
+            is_last = False
+        yield from reversed(lines)
+    if begun and not is_last:
+        yield begun
+
+
+def _row_of(store: StoreCore, line: bytes) -> AuditRow:
+    row = _parse(line)
+    if row is None:
+        raise StoreCorruptError(f"{store.audit_path}: a line is no audit line", _DAMAGED_HINT)
+    return row
 
 
 def verify(store: StoreCore) -> list[str]:
@@ -149,10 +217,7 @@ def _lines(store: StoreCore) -> Iterator[bytes]:
 def _required(store: StoreCore, number: int, line: bytes) -> AuditRow:
     row = _parse(line)
     if row is None:
-        raise StoreCorruptError(
-            f"{store.audit_path}, line {number}: is no audit line",
-            "`alignd audit --verify` names every damaged line; starting the service mends a last line that was cut short",
-        )
+        raise StoreCorruptError(f"{store.audit_path}, line {number}: is no audit line", _DAMAGED_HINT)
     return row
 
 

@@ -87,10 +87,10 @@ class StoreCore(Layout):
 
     def lineage(self, version_id: int) -> list[VersionRow]:
         """The version's ancestors from the base on, and itself as the last."""
-        rows = [self.version(version_id)]
-        while (parent := rows[-1].parent) is not None:
-            rows.append(self.version(parent))
-        return rows[::-1]
+        rows = self.ledger.line(version_id)
+        if not rows or rows[0].parent is not None:
+            self.version(version_id if not rows else rows[0].parent or 0)  # which is not there
+        return rows
 
     def ground(self, version_id: int) -> VersionRow:
         """What the rounds of a version were made on: the newest import among its ancestors and itself, else the base."""

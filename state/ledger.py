@@ -17,7 +17,7 @@ from contextlib import closing, contextmanager
 from dataclasses import astuple, fields
 from errno import EIO, ENOSPC, EROFS
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, get_origin
 
 from state import durable
 from state.errors import LockedError, NotFoundError, StoreCorruptError
@@ -32,12 +32,12 @@ from state.rows import (
     VersionRow,
 )
 from state.schema import KEYS, SCHEMA, SCHEMA_NUMBER, TABLES
+from state.windows import Row, Windows, in_states
 
 BUSY_MS = 10_000
-Row = TypeVar("Row", AuditRow, BatchRow, ControlRow, DuplicateRow, PointerRow, RoundRow, TagRow, VersionRow)
 
 
-class Ledger:
+class Ledger(Windows):
     """One connection, shared by the threads of a process."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -123,7 +123,7 @@ class Ledger:
 
     def batches(self, *states: str) -> list[BatchRow]:
         """Batches in these states (all when none is named), in order of arrival."""
-        return self._select(BatchRow, *_in_states(states), order="seq")
+        return self._select(BatchRow, *in_states(states), order="seq")
 
     def batch(self, sha256: str) -> BatchRow | None:
         return self._one(BatchRow, "sha256 = ?", sha256)
@@ -139,14 +139,14 @@ class Ledger:
 
     def rounds(self, *states: str) -> list[RoundRow]:
         """Rounds in these states (all when none is named), oldest first."""
-        return self._select(RoundRow, *_in_states(states), order="id")
+        return self._select(RoundRow, *in_states(states), order="id")
 
     def round(self, round_id: str) -> RoundRow | None:
         return self._one(RoundRow, "id = ?", round_id)
 
     def versions(self, *states: str) -> list[VersionRow]:
         """Versions in these states (all when none is named), oldest first."""
-        return self._select(VersionRow, *_in_states(states), order="id")
+        return self._select(VersionRow, *in_states(states), order="id")
 
     def version(self, version_id: int) -> VersionRow | None:
         return self._one(VersionRow, "id = ?", version_id)
@@ -291,10 +291,6 @@ def _operational(path: Path, err: sqlite3.OperationalError) -> Exception:
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LockedError(f"{path} is busy with another process", "try again in a moment")
     return StoreCorruptError(f"{path}: {err}", "restore the ledger from a backup")
-
-
-def _in_states(states: tuple[str, ...]) -> tuple[str, ...]:
-    return (f"state IN ({', '.join('?' * len(states))})", *states) if states else ("1",)
 
 
 def _quoted(names: Any) -> list[str]:

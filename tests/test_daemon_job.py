@@ -63,10 +63,11 @@ def test_a_worker_that_will_not_leave_after_its_outcome_is_ended() -> None:
     assert ending == DoneEvent("ready") and time.monotonic() - started < 5
 
 
-def test_only_the_latest_losses_of_a_step_are_kept() -> None:
+def test_the_losses_of_a_step_are_thinned_and_reach_back_to_its_first() -> None:
     job = _job(*(_progress(0.5, loss=float(nth)) for nth in range(LOSS_POINTS + 7)))
     _ending(job)
-    assert len(job.losses["derive"]) == LOSS_POINTS and job.losses["derive"][0] == 7.0
+    assert job.losses["derive"].points == [float(nth) for nth in range(0, LOSS_POINTS + 7, 2)]
+    assert len(job.losses["derive"].points) <= LOSS_POINTS
 
 
 def test_time_left_comes_from_the_fraction_and_from_earlier_rounds() -> None:

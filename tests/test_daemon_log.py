@@ -53,6 +53,11 @@ FROZEN = [
     "store_verified",
     "store_damaged",
     "store_collected",
+    "web_started",
+    "web_failed",
+    "web_answered_with_error",
+    "web_refused",
+    "web_changed",
 ]
 
 

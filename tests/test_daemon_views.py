@@ -84,7 +84,7 @@ def test_status_has_the_promised_fields_and_nulls_when_nothing_happens() -> None
         "round": None,
         "queue": [],
     }
-    assert view["service"] == {"running": False, "pid": None, "state": None, "message": ""}
+    assert view["service"] == {"running": False, "pid": None, "state": None, "message": "", "page": None}
     assert set(view) >= {"paused", "inbox", "quarantine", "disk", "problems"}
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from state import durable, lock
+from state import audit, durable, lock
 from state.errors import (
     LockedError,
     NotFoundError,
@@ -23,6 +23,7 @@ from state.errors import (
     StoreError,
     StoreMissingError,
 )
+from state.rows import BatchRow, VersionRow
 from state.store import Store
 from state.verify import verify
 from tests.disks import make_deep
@@ -490,3 +491,42 @@ def test_a_reader_of_current_always_sees_one_whole_version(store: Store) -> None
             num_reads += 1
         switching.result()
     assert num_reads > 0 and store.current().id == 1
+
+
+def test_the_newest_audit_lines_are_read_from_the_end_and_before_any_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "_BLOCK_BYTES", 997)  # lines of many blocks, and blocks of many lines
+    with make_store(tmp_path) as store:
+        for number in range(40):
+            store.pause(reason="x" * (number * 83 % 2900), actor=f"tester {number % 3}", now=NOW)
+        lines = audit.read(store)[::-1]
+        assert audit.newest(store, 100) == lines
+        for before in range(45):
+            assert audit.newest(store, 7, before=before) == [line for line in lines if line.seq < before][:7]
+        assert audit.newest(store, 5, about="tester 2") == [line for line in lines if line.actor == "tester 2"][:5]
+        with store.audit_path.open("ab") as file:
+            file.write(b'{"seq": 42, "half of')
+        assert audit.newest(store, 100) == lines
+
+
+def test_windows_of_the_ledger_hold_what_a_walk_over_all_rows_finds(tmp_path: Path) -> None:
+    with make_store(tmp_path) as store:
+        for seed in (1, 2, 3, 4):
+            make_version(store, seed)
+        rows, ledger = store.ledger.versions(), store.ledger
+        assert ledger.newest(VersionRow, 2) == rows[:2:-1]
+        assert ledger.newest(VersionRow, 9, below=3) == rows[2::-1]
+        assert ledger.newest(VersionRow, 9, every=2) == rows[::-2]
+        assert ledger.newest(VersionRow, 9, states=["base"]) == rows[:1]
+        assert ledger.line(3) == rows[:4] == store.lineage(3)
+        assert ledger.line(99) == []
+        batches = ledger.batches()
+        assert ledger.newest(BatchRow, 1) == batches[-1:]
+        assert ledger.batches_starting([batches[1].sha256[:12], "zorp"]) == {batches[1].sha256[:12]: batches[1]}
+        assert sorted(ledger.with_keys(VersionRow, [1, 3, 99, 1]), key=lambda row: row.id) == [rows[1], rows[3]]
+        assert ledger.versions_of(batches[0].sha256, batches[2].sha256) == [rows[1], rows[3]]
+        assert ledger.rounds_of(batches[0].sha256) == ledger.rounds()[:1]
+        assert ledger.newest_rounds(2) == ledger.rounds()[:1:-1]
+        with pytest.raises(NotFoundError):
+            store.lineage(99)

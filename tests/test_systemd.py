@@ -146,3 +146,22 @@ def test_settings_that_cannot_be_used_stop_it_and_no_restart_is_tried(sandbox: S
     sandbox.systemctl("reset-failed", "alignd.service")
     sandbox.systemctl("start", "alignd.service")
     assert sandbox.show("ActiveState") == "active"
+
+
+def test_the_page_is_served_through_the_socket_unit_with_the_hardening_as_it_is(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    made = made_home(tmp_path_factory.mktemp("page") / "home", world)
+    made.hurry()
+    with (made.path / "service.toml").open("a") as settings:
+        settings.write('\n[web]\nlisten = "systemd"\n')
+    units = {name: (ROOT / "packaging" / name).read_text() for name in ("alignd.service", "alignd.socket")}
+    units["alignd.service.d/test.conf"] = QUICK
+    ask = "from urllib.request import urlopen; print(urlopen('http://127.0.0.1:8420/', timeout=60).read().decode())"
+    with Sandbox(made.path, units, tmp_path_factory.mktemp("manager") / "log") as sandbox:
+        sandbox.run("ip", "link", "set", "lo", "up")
+        sandbox.systemctl("start", "alignd.socket")
+        page = sandbox.run("env", LIBRARIES, "/opt/alignd/bin/python", "-c", ask)
+        assert "in service" in page and 'href="/versions/v0"' in page
+        assert (sandbox.show("PrivateNetwork"), sandbox.show("ActiveState")) == ("yes", "active")
+        assert oct((made.path / "web-token").stat().st_mode)[-3:] == "600"
