@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from daemon.config_serving import serving_faults
 from state.layout import Layout
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def faults(config: Config, home: Path) -> list[str]:
         *_search(config),
         *_masks(config),
         *_objectives(config),
+        *serving_faults(config.serving, config.metrics),
     ]
 
 

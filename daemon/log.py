@@ -53,6 +53,12 @@ WORKER_BABBLED: Final = "worker_babbled"
 STORE_VERIFIED: Final = "store_verified"
 STORE_DAMAGED: Final = "store_damaged"
 STORE_COLLECTED: Final = "store_collected"
+REPLICA_SYNCED: Final = "replica_synced"
+REPLICA_FAILED: Final = "replica_failed"
+REPLICA_RESTORED: Final = "replica_restored"
+REPLICA_DRIFTED: Final = "replica_drifted"
+METRICS_STARTED: Final = "metrics_started"
+METRICS_FAILED: Final = "metrics_failed"
 
 EVENTS: Final[tuple[str, ...]] = tuple(
     value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str)

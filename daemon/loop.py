@@ -27,6 +27,7 @@ from daemon.notify import Notifier
 from daemon.report import facts, status_line
 from daemon.rounds import Rounds
 from daemon.scrub import Scrub
+from daemon.serving import Serving
 from daemon.timers import VERIFY, Timers
 from state.errors import LockedError, StoreCorruptError
 from state.rows import BatchRow
@@ -51,6 +52,7 @@ class Loop:
         self.intakes = Intakes(shop)
         self.rounds = Rounds(shop)
         self.scrub = Scrub(shop)
+        self.serving = Serving(shop)
         self._board = Board(shop.home)
         self._seen_version: tuple[int, int] | None = None
         self._queue: list[BatchRow] = []
@@ -97,9 +99,10 @@ class Loop:
         self._guard("intakes", self.intakes.tick, self.intakes.suspend)
         self._guard("rounds", self.rounds.tick, self.rounds.suspend)
         self._guard("verify", self.scrub.tick, self.scrub.stop)
+        self._guard("serving", self.serving.tick, _nothing)
         self._board.save_durations(self.rounds.durations_s)
-        times = [when for when in (self.rounds.next_retry(), self.intakes.next_retry()) if when is not None]
-        self._retry_at = min(times, default=None)
+        times = (self.rounds.next_retry(), self.intakes.next_retry(), self.serving.next_due())
+        self._retry_at = min((when for when in times if when is not None), default=None)
 
     def _is_untold(self) -> bool:
         return not self._is_told or self._standing() != self._told
@@ -138,7 +141,7 @@ class Loop:
 
     def is_drained(self) -> bool:
         """Nothing is left that would go on by itself."""
-        if not self.claims.is_drained() or self.intakes.job or self.rounds.job:
+        if not self.claims.is_drained() or self.intakes.job or self.rounds.job or self.serving.is_busy():
             return False
         if self.shop.stalled:
             return True
@@ -158,7 +161,7 @@ class Loop:
         inbox = self.claims.inbox
         left = inbox.num_set_aside or inbox.problems or inbox.waiting or self.claims.stopped_by
         bad = self.shop.num_bad or self.scrub.num_findings
-        return bool(left or bad or self.shop.stalled or self.rounds.held_back)
+        return bool(left or bad or self.shop.stalled or self.rounds.held_back or self.serving.is_degraded())
 
     def apply(self, config: Config) -> None:
         """Takes changed settings. Raises ConfigError, and then keeps the old ones."""
@@ -173,6 +176,7 @@ class Loop:
         self.claims.stop()
         for part in (self.intakes, self.rounds, self.scrub):
             part.stop()
+        self._guard("serving", self.serving.stop, _nothing)
         self._board.remove()
         _log.info(SERVICE_STOPPED, pid=os.getpid())
 

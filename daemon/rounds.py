@@ -171,7 +171,7 @@ class Rounds:
     def _begin(self, work: Work) -> RoundRow:
         if isinstance(work, RoundRow) and work.state == "running":
             return work
-        config, now = settings.to_dict(self._shop.config), self._shop.stamp()
+        config, now = settings.of_round(self._shop.config), self._shop.stamp()
         if isinstance(work, RoundRow):
             return self._store.begin_revert(work.id, config=config, now=now)
         return self._store.begin_round(work.sha256, config=config, now=now)
