@@ -52,6 +52,8 @@ class Offer:
     """What the replica served before, where that is known; else empty."""
     number: int
     """Of the change of `current` that this belongs to."""
+    fallback: tuple[str, Path] | None = None
+    """Name and folder of the version to go back to when this one cannot be loaded."""
 
 
 @dataclass(frozen=True)
@@ -120,12 +122,11 @@ class Vllm:
         self._client = client_of(replica, around)
 
     def send(self, offer: Offer) -> None:
-        path = filled(self._replica.path, path=str(offer.folder), version=offer.version)
         mode = self._replica.pause or "wait"
         pause = _call(self._client, f"/pause?{urlencode({'mode': mode})}", {}, self._replica.timeout_s)
         resume = _call(self._client, "/resume", {}, _QUICK_S)
         with paused(pause, resume, hint=_DEV_MODE):
-            self._reload(path)
+            self._reload_or_go_back(offer)
             self._forget_prefixes(is_kept=mode == "keep")
             self._set_label(offer.version)
 
@@ -138,12 +139,22 @@ class Vllm:
             value = self._client.post("/weight_checker", {"action": "checksum"}, timeout_s=self._replica.timeout_s).json()
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
-    def _reload(self, path: str) -> None:
-        body = {
-            "method": "reload_weights",
-            "kwargs": {"weights_path": path},
-            "timeout": self._replica.timeout_s,
-        }
+    def _reload_or_go_back(self, offer: Offer) -> None:
+        """A failed reload leaves no weights at all, and the first request after it ends the engine: so the old ones are
+        read again, or those that it was started with, before it goes on."""
+        try:
+            self._reload({"weights_path": self._path(offer.version, offer.folder)})
+        except EngineError as err:
+            if not err.is_untouched:
+                with contextlib.suppress(EngineError):
+                    self._reload({"weights_path": self._path(*offer.fallback)} if offer.fallback else {})
+            raise
+
+    def _path(self, version: str, folder: Path) -> str:
+        return filled(self._replica.path, path=str(folder), version=version)
+
+    def _reload(self, kwargs: dict[str, str]) -> None:
+        body = {"method": "reload_weights", "kwargs": kwargs, "timeout": self._replica.timeout_s}
         try:
             self._client.post("/collective_rpc", body, timeout_s=self._replica.timeout_s)
         except CallError as err:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from daemon.replica_views import in_short
 from daemon.terminal import (
     GAP,
     NOTHING,
@@ -98,6 +99,7 @@ def status_lines(view: View, style: Style, *, with_round: bool = True) -> list[s
             ("queue", _queue(view["queue"])),
             ("inbox", f"{view['inbox']['waiting']} waiting"),
             ("quarantine", str(view["quarantine"]) if view["quarantine"] else ""),
+            ("serving", in_short(view.get("serving", ()))),
             ("service", running),
             ("", printable(service["message"])),
             ("disk", f"{size(view['disk']['free_bytes'])} free"),

@@ -96,6 +96,8 @@ class Serving:
         """When a replica is looked at again, by `Workshop.steady`."""
         self._unsure: set[str] = set()
         """Replicas that were being told something when that was broken off: no label of theirs is believed."""
+        self._is_asked = False
+        """Somebody asked for all replicas to be told anew, and was not yet told that it was heard."""
         self._lock = ExitStack()
         self._is_locked = False
         self._load()
@@ -172,8 +174,7 @@ class Serving:
             if wanted != known or section.name not in self._due:
                 self._due[section.name] = self._shop.steady()
             self._put(wanted)
-        if is_asked:
-            self._store.ask_for_sync("")
+        self._is_asked = self._is_asked or is_asked
 
     def _start_due(self) -> None:
         now, limits = self._shop.steady(), self._limits()
@@ -206,7 +207,7 @@ class Serving:
     def _start(self, section: ServingSection, step: Step) -> None:
         known = self._replicas[section.name]
         version = known.desired if step.version is None else step.version
-        offer = self._offer(known, step, version)
+        offer = self._offer(known, step, version, self._fallback(known, section))
         may_skip = step.kind == "send" and known.num_spoilt == 0 and section.name not in self._unsure
         if step.kind != "check":
             self._put(replace(known, sending=version))
@@ -218,7 +219,7 @@ class Serving:
 
         self._errands[section.name] = Errand(step, work, self._shop.wake)
 
-    def _offer(self, known: Replica, step: Step, version: int) -> Offer:
+    def _offer(self, known: Replica, step: Step, version: int, fallback: int | None) -> Offer:
         pointer: PointerRow = self._store.ledger.current_pointer()
         before = known.observed if known.observed is not None else known.good
         return Offer(
@@ -227,6 +228,7 @@ class Serving:
             action="restore" if step.kind == "restore" else pointer.action,
             previous="" if before is None else f"v{before}",
             number=pointer.seq,
+            fallback=None if fallback is None else (f"v{fallback}", self._store.model_path(fallback)),
         )
 
     def _fallback(self, known: Replica, section: ServingSection) -> int | None:
@@ -284,6 +286,9 @@ class Serving:
         replicas = self.replicas
         versions = {version for replica in replicas for version in replica.versions}
         self._store.note_replicas({replica.name: asdict(replica) for replica in replicas}, versions)
+        if self._is_asked:  # only now may whoever asked look at them
+            self._store.ask_for_sync("")
+            self._is_asked = False
         said = "; ".join(degraded_text(replica) for replica in replicas if replica.state == "degraded")
         self._shop.note(_NOTE, said)
         if not any(errand.is_telling for errand in self._errands.values()):

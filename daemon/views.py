@@ -234,6 +234,7 @@ class Standing:
     num_versions: int = 1
     service_pid: int | None = None
     free_bytes: int | None = None
+    replicas: Sequence[View] = ()
     problems: Sequence[str] = ()
 
 
@@ -260,6 +261,7 @@ def status_view(standing: Standing) -> View:
             "message": standing.progress.get("message") or "",
         },
         "disk": {"free_bytes": standing.free_bytes},
+        "serving": list(standing.replicas),
         "problems": list(standing.problems),
     }
 

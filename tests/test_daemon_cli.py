@@ -47,6 +47,8 @@ FROZEN = {
     "revert": "--reason ref",
     "rollback": "--reason ref",
     "run": "--log-format --once",
+    "serving": "",
+    "serving sync": "--timeout",
     "show": "ref",
     "status": "--watch",
     "submit": "--timeout --wait paths",
