@@ -177,7 +177,9 @@ def _urls(replica: ServingSection) -> Iterator[str]:
             continue
         try:
             parts = urlsplit(url)
-            is_usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+            is_usable = (
+                parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+            )
         except ValueError:
             is_usable = False
         if not is_usable or not url.isprintable() or " " in url:

@@ -136,7 +136,9 @@ class Vllm:
     def checksum(self) -> str:
         """One digest of its checksums of the weights in memory. Raises EngineError."""
         with told(is_untouched=False, hint="this vLLM has no /weight_checker: leave verify.checksum out"):
-            value = self._client.post("/weight_checker", {"action": "checksum"}, timeout_s=self._replica.timeout_s).json()
+            value = self._client.post(
+                "/weight_checker", {"action": "checksum"}, timeout_s=self._replica.timeout_s
+            ).json()
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
     def _reload_or_go_back(self, offer: Offer) -> None:

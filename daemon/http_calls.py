@@ -120,9 +120,7 @@ def _connect(connection: http.client.HTTPConnection, what: str) -> None:
         raise CallError(f"{what}: {at} cannot be reached: {reason}", reached=False) from err
 
 
-def _exchange(
-    connection: http.client.HTTPConnection, request: _Request, is_over: threading.Event
-) -> tuple[int, bytes]:
+def _exchange(connection: http.client.HTTPConnection, request: _Request, is_over: threading.Event) -> tuple[int, bytes]:
     try:
         connection.request(request.method, request.target, body=request.body, headers=request.headers)
         response = connection.getresponse()

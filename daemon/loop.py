@@ -14,6 +14,7 @@ import structlog
 from daemon.board import Board
 from daemon.claims import Claims
 from daemon.config import Config
+from daemon.exporter import Exporter
 from daemon.intakes import Intakes
 from daemon.job import Job, Workshop
 from daemon.log import (
@@ -23,6 +24,7 @@ from daemon.log import (
     SERVICE_STOPPED,
     STORE_VERIFIED,
 )
+from daemon.metrics_values import Values, loop_values, text
 from daemon.notify import Notifier
 from daemon.report import facts, status_line
 from daemon.rounds import Rounds
@@ -53,6 +55,7 @@ class Loop:
         self.rounds = Rounds(shop)
         self.scrub = Scrub(shop)
         self.serving = Serving(shop)
+        self.metrics = Exporter(shop.home, shop.config.metrics, self._metrics, lambda said: shop.note("metrics", said))
         self._board = Board(shop.home)
         self._seen_version: tuple[int, int] | None = None
         self._queue: list[BatchRow] = []
@@ -70,6 +73,7 @@ class Loop:
         self.rounds.durations_s = self._board.load_durations()
         self.claims.start()
         self._timers.start()
+        self.metrics.start()
         self._notify.ready()
         _log.info(SERVICE_STARTED, pid=os.getpid(), home=str(self.shop.home), python=sys.version.split()[0])
 
@@ -80,6 +84,7 @@ class Loop:
             woken: False when the loop only looks by itself; then a tick at rest costs next to nothing.
         """
         self._guard("ledger", lambda: self._turn(woken=woken), self._tell_in_short)
+        self.metrics.tick()
         self._ping()
 
     def _turn(self, *, woken: bool) -> None:
@@ -168,6 +173,7 @@ class Loop:
         self._timers.apply(config)
         self.shop.config = config
         self.claims.apply()
+        self.metrics.apply(config.metrics)
 
     def stop(self) -> None:
         """Ends workers and threads within seconds; whatever they did is resumed at the next start."""
@@ -177,6 +183,7 @@ class Loop:
         for part in (self.intakes, self.rounds, self.scrub):
             part.stop()
         self._guard("serving", self.serving.stop, _nothing)
+        self.metrics.stop()
         self._board.remove()
         _log.info(SERVICE_STOPPED, pid=os.getpid())
 
@@ -214,6 +221,20 @@ class Loop:
         self._is_told = self._board.show(told, at=self.shop.stamp())
         self._told = self._standing()
         self._notify.status(status_line(told))
+
+    def _metrics(self) -> str:
+        return text(self.shop.store, self.shop.tally, self._values)
+
+    def _values(self) -> Values:
+        """May be called from any thread."""
+        return loop_values(
+            jobs=[job.kind for job in self._jobs()],
+            num_problems=len(self.shop.notes),
+            num_findings=self.scrub.num_findings,
+            num_waiting=len(self.claims.inbox.waiting),
+            replicas=self.serving.replicas,
+            durations_s=self.rounds.durations_s,
+        )
 
     def _ping(self) -> None:
         limit_s = self.shop.config.schedule.phase_limit_s + 60

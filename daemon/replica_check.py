@@ -29,7 +29,6 @@ class Golden:
     never: str
 
 
-
 def verify(
     replica: ServingSection, engine: Engine, offer: Offer, around: Surroundings, *, checksums: Mapping[str, str]
 ) -> str:

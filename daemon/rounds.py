@@ -100,6 +100,8 @@ class Rounds:
         if ending is not None:
             self.job = None
             self.durations_s = {**self.durations_s, **job.durations_s}
+            for step, duration_s in job.durations_s.items():
+                self._shop.tally.step(step, duration_s)
             self._not_before = self._verdicts.conclude(job.name, ending)
             self._store.note_at_work("")
 

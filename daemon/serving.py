@@ -256,7 +256,9 @@ class Serving:
         self._unsure.discard(name)
         found = after(known, errand.step, outcome)
         if attempt.checksums:
-            kept = list({**known.checksums, **attempt.checksums}.items())  # verified: where both have one, it is the same
+            kept = list(
+                {**known.checksums, **attempt.checksums}.items()
+            )  # verified: where both have one, it is the same
             found = replace(found, checksums=dict(kept[-_MAX_CHECKSUMS:]))
         self._tell_log(known, errand, outcome)
         self._put(found)

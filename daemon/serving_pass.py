@@ -48,7 +48,9 @@ def ask_service(store: Store, config: Config, *, timeout_s: float) -> bool:
 
     store.ask_for_sync(utc_now())
     end = time.monotonic() + timeout_s
-    while store.sync_asked or any(view["state"] == "pending" or view["sending"] for view in replica_views(store, config)):
+    while store.sync_asked or any(
+        view["state"] == "pending" or view["sending"] for view in replica_views(store, config)
+    ):
         if time.monotonic() >= end:
             return False
         time.sleep(_TICK_S / 2)

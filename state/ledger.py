@@ -136,6 +136,15 @@ class Ledger:
         """Rounds in these states (all when none is named), oldest first."""
         return self._select(RoundRow, *_in_states(states), order="id")
 
+    def newest_rounds(self, limit: int) -> list[RoundRow]:
+        """The rounds that began last, newest first."""
+        return self._select(RoundRow, "1 ORDER BY id DESC LIMIT ?", limit)
+
+    def counts(self, kind: type[BatchRow] | type[RoundRow] | type[VersionRow]) -> dict[str, int]:
+        """How many rows of a table are in each state that there is one in."""
+        rows = self._run(f"SELECT state, count(*) FROM {TABLES[kind]} GROUP BY state")
+        return {str(state): int(count) for state, count in rows}
+
     def round(self, round_id: str) -> RoundRow | None:
         return self._one(RoundRow, "id = ?", round_id)
 

@@ -57,7 +57,7 @@ class Stand:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 _serve(stand, self)
 
             do_POST = do_GET  # noqa: N815
@@ -118,9 +118,7 @@ def _serve(stand: Stand, handler: BaseHTTPRequestHandler) -> None:
     handler.wfile.write(content)
 
 
-def _answer(
-    stand: Stand, handler: BaseHTTPRequestHandler, path: str, query: dict[str, list[str]], body: Any
-) -> Answer:
+def _answer(stand: Stand, handler: BaseHTTPRequestHandler, path: str, query: dict[str, list[str]], body: Any) -> Answer:
     is_guarded = path.startswith("/v1") or "guard_all" in stand.more
     if stand.api_key and is_guarded and handler.headers.get("Authorization") != f"Bearer {stand.api_key}":
         return 401, {"error": "Unauthorized"}
@@ -239,54 +237,55 @@ def sglang(**changes: Any) -> Stand:
 
 def llamacpp(models_dir: Path, **changes: Any) -> Stand:
     """The router of llama-server: loads in the background, and a reload looks at names only, not into files."""
-
-    def known(stand: Stand) -> dict[str, dict[str, Any]]:
-        return stand.more.setdefault("models", {})  # type: ignore[no-any-return]
-
-    def listed(stand: Stand, query: dict[str, str], body: Any) -> Answer:
-        models = known(stand)
-        if query.get("reload"):
-            for path in models_dir.glob("*.gguf"):
-                models.setdefault(path.stem, {"value": "unloaded"})
-        for name, status in models.items():
-            if status["value"] == "loading":
-                text = (models_dir / f"{name}.gguf").read_text()
-                is_good = text.startswith("GGUF")
-                status.update({"value": "loaded"} if is_good else {"value": "unloaded", "failed": True, "exit_code": 1})
-                stand.folder = text.removeprefix("GGUF ") if is_good else ""
-        return 200, {"data": [{"id": name, "status": dict(status)} for name, status in models.items()]}
-
-    def error(message: str, status: int = 400) -> Answer:
-        return status, {"error": {"code": status, "message": message, "type": "invalid_request_error"}}
-
-    def load(stand: Stand, query: dict[str, str], body: Any) -> Answer:
-        status = known(stand).get(body["model"])
-        if status is None:
-            return error("model is not found", 404)
-        if status["value"] in ("loading", "loaded"):
-            return error("model is already running")
-        known(stand)[body["model"]] = {"value": "loading"}
-        return 200, {"success": True}
-
-    def unload(stand: Stand, query: dict[str, str], body: Any) -> Answer:
-        status = known(stand).get(body["model"])
-        if status is None:
-            return error("model is not found")
-        if status["value"] not in ("loading", "loaded"):
-            return error("model is not running")
-        known(stand)[body["model"]] = {"value": "unloaded"}
-        return 200, {"success": True}
-
+    more = {"models": {}, "models_dir": models_dir}
     return Stand(
         {
             **_OPENAI,
-            ("GET", "/models"): listed,
-            ("POST", "/models/load"): load,
-            ("POST", "/models/unload"): unload,
+            ("GET", "/models"): _router_models,
+            ("POST", "/models/load"): _router_load,
+            ("POST", "/models/unload"): _router_unload,
             ("GET", "/health"): lambda *_: (200, {"status": "ok"}),
         },
+        more=more,
         **changes,
     )
+
+
+def _router_models(stand: Stand, query: dict[str, str], body: Any) -> Answer:
+    models, folder = stand.more["models"], stand.more["models_dir"]
+    if query.get("reload"):
+        for path in folder.glob("*.gguf"):
+            models.setdefault(path.stem, {"value": "unloaded"})
+    for name in [name for name, status in models.items() if status["value"] == "loading"]:
+        text = (folder / f"{name}.gguf").read_text()
+        is_good = text.startswith("GGUF")
+        models[name] = {"value": "loaded"} if is_good else {"value": "unloaded", "failed": True, "exit_code": 1}
+        stand.folder = text.removeprefix("GGUF ") if is_good else ""
+    return 200, {"data": [{"id": name, "status": dict(status)} for name, status in models.items()]}
+
+
+def _router_load(stand: Stand, query: dict[str, str], body: Any) -> Answer:
+    status = stand.more["models"].get(body["model"])
+    if status is None:
+        return _router_error(404, "model is not found")
+    if status["value"] in ("loading", "loaded"):
+        return _router_error(400, "model is already running")
+    stand.more["models"][body["model"]] = {"value": "loading"}
+    return 200, {"success": True}
+
+
+def _router_unload(stand: Stand, query: dict[str, str], body: Any) -> Answer:
+    status = stand.more["models"].get(body["model"])
+    if status is None:
+        return _router_error(400, "model is not found")
+    if status["value"] not in ("loading", "loaded"):
+        return _router_error(400, "model is not running")
+    stand.more["models"][body["model"]] = {"value": "unloaded"}
+    return 200, {"success": True}
+
+
+def _router_error(status: int, message: str) -> Answer:
+    return status, {"error": {"code": status, "message": message, "type": "invalid_request_error"}}
 
 
 def transformers(**changes: Any) -> Stand:

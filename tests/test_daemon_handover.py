@@ -115,7 +115,9 @@ def test_a_service_that_stops_in_the_middle_does_not_leave_the_engine_paused(
     assert not engine.is_paused
 
 
-@pytest.mark.parametrize("at", ["/pause_generation", "/update_weights_from_disk", "/continue_generation", "/model_info"])
+@pytest.mark.parametrize(
+    "at", ["/pause_generation", "/update_weights_from_disk", "/continue_generation", "/model_info"]
+)
 def test_a_service_killed_in_the_middle_of_a_hand_over_does_it_again(
     home: Path, worker: FakeWorker, engine: Stand, at: str
 ) -> None:
@@ -129,7 +131,9 @@ def test_a_service_killed_in_the_middle_of_a_hand_over_does_it_again(
         first.wait(10)
     told = len(engine.calls)
     with _process(home):
-        wait_until(lambda: engine.label == "v1" and not engine.is_paused and _replica(home)["observed"] == 1, timeout_s=60)
+        wait_until(
+            lambda: engine.label == "v1" and not engine.is_paused and _replica(home)["observed"] == 1, timeout_s=60
+        )
     paths = engine.paths()[told:]
     assert ("POST /update_weights_from_disk" in paths) or at == "/model_info"
 

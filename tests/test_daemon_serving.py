@@ -283,7 +283,13 @@ def test_vllm_checksums_must_be_those_of_the_first_time(world: World) -> None:
 def test_llama_cpp_gets_a_new_file_and_is_unloaded_and_loaded(world: World) -> None:
     models = world.home / "gguf"
     models.mkdir()
-    convert = [sys.executable, "-c", "import sys; open(sys.argv[2], 'w').write('GGUF ' + sys.argv[1])", "{path}", "{out}"]
+    convert = [
+        sys.executable,
+        "-c",
+        "import sys; open(sys.argv[2], 'w').write('GGUF ' + sys.argv[1])",
+        "{path}",
+        "{out}",
+    ]
     table = {"kind": "llamacpp", "models_dir": "gguf", "model": "aligned", "convert": convert, "timeout_s": 10}
     with stands.llamacpp(models) as engine:
         world.replicas({**table, "url": engine.url, "verify": _golden(world)})
@@ -407,7 +413,9 @@ def test_a_command_that_fails_or_hangs_is_told_with_its_last_line(world: World) 
 def test_a_unit_is_restarted_and_must_be_active(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "bin" / "systemctl"
     tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ -e {tmp_path}/bad ] && echo "Job failed." && exit 1\nexit 0\n')
+    tool.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ -e {tmp_path}/bad ] && echo "Job failed." && exit 1\nexit 0\n'
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:/usr/bin:/bin")
     world.replicas({"kind": "systemd", "unit": "vllm@a.service", "link": "unit-model"}, attempts=1)
@@ -483,7 +491,9 @@ def test_asking_for_a_sync_tells_those_again_that_were_given_up_on(world: World)
         world.until(lambda serving: serving.replicas[0].num_failures > 0)
         world.settled()
         world.store.ask_for_sync(NOW)
-        world.until(lambda serving: serving.replicas[0].num_failures == 1 and len(engine.faults) == 1 and not serving.is_busy())
+        world.until(
+            lambda serving: serving.replicas[0].num_failures == 1 and len(engine.faults) == 1 and not serving.is_busy()
+        )
         world.store.ask_for_sync(NOW)
         world.in_sync()
         assert world.store.sync_asked == ""
@@ -512,7 +522,9 @@ def test_while_a_command_tells_the_replicas_the_service_waits(world: World) -> N
         ('{"prompt": "borogove"}\n' * 65, "holds 65 prompts"),
     ],
 )
-def test_golden_prompts_that_cannot_be_used_are_found_before_anything_changes(world: World, rows: str, said: str) -> None:
+def test_golden_prompts_that_cannot_be_used_are_found_before_anything_changes(
+    world: World, rows: str, said: str
+) -> None:
     verify = _golden(world)
     (world.home / "golden.jsonl").write_text(rows)
     with stands.vllm() as engine:

@@ -133,7 +133,14 @@ def test_versions_that_a_replica_may_read_are_all_kept() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("", True), ("  \n", True), ("!!!!!!!!!!!!", True), ("! ! ! ! ! ! ! ! !", True), ("no", False), ("Zorps glim.", False)],
+    [
+        ("", True),
+        ("  \n", True),
+        ("!!!!!!!!!!!!", True),
+        ("! ! ! ! ! ! ! ! !", True),
+        ("no", False),
+        ("Zorps glim.", False),
+    ],
 )
 def test_garbage_is_told_from_answers(text: str, expected: bool) -> None:
     assert is_garbage(text) is expected
