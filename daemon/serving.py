@@ -265,19 +265,26 @@ class Serving:
         self._due[name] = self._shop.steady() + timedelta(seconds=wait_s(found, self._limits()))
 
     def _tell_log(self, known: Replica, errand: Errand, outcome: Outcome) -> None:
-        facts: dict[str, Any] = {"replica": known.name, "kind": known.kind}
+        step, version = errand.step.kind, known.desired if errand.step.version is None else errand.step.version
         if outcome.kind != "serves":
-            version = f"v{known.desired if errand.step.version is None else errand.step.version}"
-            is_news = outcome.error != known.error or errand.is_telling
-            if is_news:
-                facts |= {"version": version, "step": errand.step.kind, "outcome": outcome.kind}
-                _log.error(REPLICA_FAILED, **facts, reason=outcome.error)
+            if errand.is_telling or outcome.error != known.error:
+                _log.error(
+                    REPLICA_FAILED,
+                    replica=known.name,
+                    kind=known.kind,
+                    version=f"v{version}",
+                    step=step,
+                    outcome=outcome.kind,
+                    reason=outcome.error,
+                )
         elif errand.is_telling:
-            event = REPLICA_RESTORED if errand.step.kind == "restore" else REPLICA_SYNCED
-            _log.info(event, **facts, version=f"v{outcome.version}", duration_s=round(errand.elapsed_s(), 3))
+            event = REPLICA_RESTORED if step == "restore" else REPLICA_SYNCED
+            duration_s = round(errand.elapsed_s(), 3)
+            _log.info(event, replica=known.name, kind=known.kind, version=f"v{outcome.version}", duration_s=duration_s)
         elif outcome.version != known.observed:
             found = None if outcome.version is None else f"v{outcome.version}"
-            _log.warning(REPLICA_DRIFTED, **facts, expected=f"v{known.observed}", found=found)
+            expected = f"v{known.observed}"
+            _log.warning(REPLICA_DRIFTED, replica=known.name, kind=known.kind, expected=expected, found=found)
 
     def _put(self, replica: Replica) -> None:
         before = self._replicas.get(replica.name)

@@ -53,7 +53,7 @@ FROZEN = {
     "status": "--watch",
     "submit": "--timeout --wait paths",
     "tag": "name ref",
-    "unit": "--executable --gpu",
+    "unit": "--executable --gpu --network",
     "unpin": "ref",
     "untag": "name",
     "verify": "--deep",

@@ -248,3 +248,14 @@ def test_settings_that_are_read_again_bring_replicas_and_take_them_away(
         (home / "service.toml").write_text("")
         service.reload()
         wait_until(lambda: _replica(home)["observed"] is None)
+
+
+def test_doctor_asks_each_replica(home: Path, engine: Stand, capsys: pytest.CaptureFixture[str]) -> None:
+    from daemon import doctor
+    from daemon.config import load
+
+    _settings(home, engine)
+    assert [check.status for check in doctor._replicas(home, load(home / "service.toml"))] == ["ok"]
+    engine.stop()
+    (check,) = doctor._replicas(home, load(home / "service.toml"))
+    assert check.status == "warn" and "cannot be reached" in check.detail

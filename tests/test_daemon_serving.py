@@ -162,16 +162,19 @@ def test_a_version_that_fails_its_golden_prompts_gives_way_to_the_old_one(world:
         assert (Path(engine.folder).name, engine.label, engine.is_paused) == ("v2", "v2", False)
         told = len(engine.calls)
         time.sleep(0.3)
-        world.serving and world.serving.tick()
+        world.settled()
         reloads = [path for path in engine.paths()[told:] if "collective_rpc" in path]
         assert not reloads, "it was given up on"
 
 
 def test_an_engine_that_forgot_its_weights_is_noticed_by_its_garbage(world: World) -> None:
     with stands.sglang(is_garbage=True) as engine:
-        engine.routes["POST", "/update_weights_from_disk"] = lambda stand, *_: (
-            setattr(stand, "label", "v2") or (200, {"success": True, "message": "", "num_paused_requests": 0})
-        )
+
+        def pretends(stand: Stand, query: dict[str, str], body: Any) -> Any:
+            stand.label = "v2"
+            return 200, {"success": True, "message": "", "num_paused_requests": 0}
+
+        engine.routes["POST", "/update_weights_from_disk"] = pretends
         world.replicas({"kind": "sglang", "url": engine.url, "verify": _golden(world)})
         (replica,) = world.until(lambda serving: serving.replicas[0].num_spoilt > 0)
         assert "one character again and again" in replica.error

@@ -28,7 +28,7 @@ OLD = replace(NEW, observed=1, good=1)
 SYNCED = replace(NEW, observed=2, good=2)
 BROKEN = replace(OLD, observed=None, num_failures=1, num_spoilt=1, error="no")
 SEND, RESTORE, CHECK = Step("send", 2), Step("restore", 1), Step("check")
-FAILED = {kind: Outcome(kind, error="no") for kind in ("untouched", "spoilt")}  # type: ignore[arg-type]
+FAILED = {"untouched": Outcome("untouched", error="no"), "spoilt": Outcome("spoilt", error="no")}
 
 
 @pytest.mark.parametrize(
