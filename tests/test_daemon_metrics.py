@@ -87,11 +87,13 @@ def test_what_a_service_at_work_shows(home: Path, worker: FakeWorker) -> None:
             {"name": "gpu-a", "kind": "sglang", "url": engine.url},
             {"name": "away", "kind": "sglang", "url": "http://127.0.0.1:1"},
         ]
-        with _service(home, worker, port, serving=serving):  # type: ignore[arg-type]
+        with _service(home, worker, port, serving=serving):
             wait_until(lambda: _listens(port))
             drop(home, "borogove.jsonl")
             wait_until(lambda: engine.label == "v1")
             wait_until(lambda: _parsed(_scrape(port))["alignd_serving_replica_in_sync", (("replica", "gpu-a"),)] == 1)
+            degraded = ("alignd_serving_replicas", (("state", "degraded"),))
+            wait_until(lambda: _parsed(_scrape(port))[degraded] == 1)
             text = _scrape(port)
     found = _parsed(text)
     for name, labels, value in [
@@ -153,8 +155,8 @@ def test_a_port_that_is_taken_is_told_and_stops_nothing(home: Path, worker: Fake
         with _service(home, worker, taken.getsockname()[1]):
             drop(home, "a.jsonl")
             wait_until(lambda: (home / "models" / "current").resolve().name == "v1")
-            told = lambda: (home / "run" / "progress.json").read_text()  # noqa: E731
-            wait_until(lambda: "cannot be listened on" in told())
+            told = home / "run" / "progress.json"
+            wait_until(lambda: "cannot be listened on" in told.read_text())
 
 
 def test_a_broken_ledger_leaves_what_does_not_need_it(
