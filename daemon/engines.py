@@ -148,9 +148,15 @@ class Vllm:
             self._reload({"weights_path": self._path(offer.version, offer.folder)})
         except EngineError as err:
             if not err.is_untouched:
-                with contextlib.suppress(EngineError):
-                    self._reload({"weights_path": self._path(*offer.fallback)} if offer.fallback else {})
+                self._go_back(offer)
             raise
+
+    def _go_back(self, offer: Offer) -> None:
+        ways = [{"weights_path": self._path(*offer.fallback)}] if offer.fallback else []
+        for kwargs in (*ways, {}):
+            with contextlib.suppress(EngineError):
+                return self._reload(kwargs)
+        return None
 
     def _path(self, version: str, folder: Path) -> str:
         return filled(self._replica.path, path=str(folder), version=version)

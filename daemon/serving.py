@@ -28,6 +28,7 @@ from policies.handover import (
     Replica,
     Step,
     after,
+    broken_off,
     is_settled,
     may_start,
     next_step,
@@ -94,8 +95,6 @@ class Serving:
         self._errands: dict[str, Errand] = {}
         self._due: dict[str, datetime] = {}
         """When a replica is looked at again, by `Workshop.steady`."""
-        self._unsure: set[str] = set()
-        """Replicas that were being told something when that was broken off: no label of theirs is believed."""
         self._is_asked = False
         """Somebody asked for all replicas to be told anew, and was not yet told that it was heard."""
         self._lock = ExitStack()
@@ -148,10 +147,11 @@ class Serving:
 
     def _load(self) -> None:
         known = {name: read_replica(values) for name, values in self._store.replicas.items()}
-        self._replicas = {name: replica for name, replica in known.items() if replica is not None}
-        self._unsure = {name for name, replica in self._replicas.items() if replica.sending is not None}
-        for name in self._unsure:
-            self._replicas[name] = replace(self._replicas[name], observed=None, sending=None)
+        self._replicas = {
+            name: replica if replica.sending is None else broken_off(replica)
+            for name, replica in known.items()
+            if replica is not None
+        }
 
     def _want(self) -> None:
         """Brings the list in line with the settings, and every replica under the version in service."""
@@ -208,7 +208,7 @@ class Serving:
         known = self._replicas[section.name]
         version = known.desired if step.version is None else step.version
         offer = self._offer(known, step, version, self._fallback(known, section))
-        may_skip = step.kind == "send" and known.num_spoilt == 0 and section.name not in self._unsure
+        may_skip = step.kind == "send" and not known.is_spoilt
         if step.kind != "check":
             self._put(replace(known, sending=version))
             self._note()  # before the replica hears of it
@@ -248,12 +248,10 @@ class Serving:
         known = self._replicas[name]
         attempt = errand.result or Attempt(Outcome("spoilt", error="alignd itself failed; its log says how"))
         if attempt.outcome is None:
-            self._unsure.add(name)
-            self._put(replace(known, observed=None, sending=None))
+            self._put(broken_off(known))
             self._due[name] = self._shop.steady()
             return
         outcome = attempt.outcome
-        self._unsure.discard(name)
         found = after(known, errand.step, outcome)
         if attempt.checksums:
             kept = list(

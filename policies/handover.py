@@ -46,6 +46,9 @@ class Replica:
     """Of these, those after which nobody knows what the replica serves."""
     num_unrestored: int = 0
     """Failures in a row to bring the old version back."""
+    is_spoilt: bool = False
+    """Something that was sent to it failed, or was broken off, and nothing has been sent well since: no label of its own is
+    believed, because engines keep the old one when a reload fails."""
     error: str = ""
     since: str = ""
     """Since when its state and `observed` are what they are."""
@@ -100,8 +103,13 @@ def asked_again(replica: Replica) -> Replica:
 
 
 def to_tell_anew(replica: Replica) -> Replica:
-    """The replica after somebody mended it and asked for another try, or after what told it was broken off."""
+    """The replica after somebody mended it and asked for another try."""
     return replace(asked_again(replica), observed=None, sending=None)
+
+
+def broken_off(replica: Replica) -> Replica:
+    """The replica after what told it something ended in the middle: a killed service, a version no longer wanted."""
+    return replace(replica, observed=None, sending=None, is_spoilt=True)
 
 
 def next_step(replica: Replica, *, is_due: bool, fallback: int | None, limits: Limits) -> Step:
@@ -138,18 +146,19 @@ def after(replica: Replica, step: Step, outcome: Outcome) -> Replica:
 def _after_send(replica: Replica, step: Step, outcome: Outcome) -> Replica:
     if outcome.kind == "serves" and outcome.version == step.version:
         kept = asked_again(replica) if step.version == replica.desired else replica
-        return replace(kept, observed=outcome.version, good=outcome.version)
+        return replace(kept, observed=outcome.version, good=outcome.version, is_spoilt=False)
     if step.version != replica.desired:  # another version is wanted by now; what the old one failed of does not count
-        return replace(replica, observed=replica.observed if outcome.kind == "untouched" else None)
+        return replica if outcome.kind == "untouched" else broken_off(replica)
     failed = replace(replica, num_failures=replica.num_failures + 1, error=outcome.error)
     if outcome.kind == "untouched":
         return failed
-    return replace(failed, observed=None, num_spoilt=replica.num_spoilt + 1, num_unrestored=0)
+    return replace(broken_off(failed), num_spoilt=replica.num_spoilt + 1, num_unrestored=0)
 
 
 def _after_restore(replica: Replica, outcome: Outcome) -> Replica:
     if outcome.kind == "serves":
-        return replace(replica, observed=outcome.version, good=outcome.version, num_unrestored=0)
+        served = outcome.version
+        return replace(replica, observed=served, good=served, num_unrestored=0, is_spoilt=False)
     error = f"{replica.error}; the old version could not be brought back: {outcome.error}"
     error = replica.error if replica.num_unrestored else error
     return replace(replica, num_unrestored=replica.num_unrestored + 1, error=error)
@@ -162,7 +171,7 @@ def _after_check(replica: Replica, outcome: Outcome) -> Replica:
         return replace(replica, observed=outcome.version)
     failed = replace(replica, num_failures=replica.num_failures + 1, error=outcome.error)
     if outcome.kind == "spoilt":
-        return replace(failed, observed=None, num_spoilt=replica.num_spoilt + 1)
+        return replace(broken_off(failed), num_spoilt=replica.num_spoilt + 1)
     # who cannot be reached may come back with another version: it is told again
     return replace(failed, observed=None if replica.observed == replica.desired else replica.observed)
 

@@ -480,11 +480,27 @@ def test_a_hand_over_that_was_broken_off_is_done_again_although_the_label_is_rig
         world.replicas({"kind": "vllm", "url": engine.url})
         world.until(lambda serving: serving.replicas[0].num_spoilt > 0)
         assert (engine.label, engine.is_paused) == ("v2", True)
-        noted = world.store.replicas["r0"]
-        world.store.note_replicas({"r0": {**noted, "sending": 2, "num_spoilt": 0, "num_failures": 0, "error": ""}}, [2])
+        quiet = {"sending": 2, "num_spoilt": 0, "num_failures": 0, "error": "", "is_spoilt": False}
+        world.store.note_replicas({"r0": {**world.store.replicas["r0"], **quiet}}, [2])
         world.replicas({"kind": "vllm", "url": engine.url})
         world.in_sync()
         assert not engine.is_paused
+
+
+def test_a_label_is_not_believed_after_a_failed_reload_also_for_another_version(world: World) -> None:
+    with stands.vllm() as engine:
+        world.replicas({"kind": "vllm", "url": engine.url}, attempts=1)
+        world.in_sync()
+        rpc = engine.routes["POST", "/collective_rpc"]
+        engine.routes["POST", "/collective_rpc"] = lambda *_: (500, {"error": {"message": "no memory", "code": 500}})
+        world.rollback()
+        world.until(lambda serving: serving.replicas[0].num_spoilt > 0)
+        engine.routes["POST", "/collective_rpc"] = rpc
+        told = len(engine.calls)
+        world.store.promote("v2", force=True, reason="", actor="tester", now=NOW)
+        assert engine.label == "v2"
+        world.in_sync()
+        assert "POST /collective_rpc" in engine.paths()[told:]
 
 
 def test_asking_for_a_sync_tells_those_again_that_were_given_up_on(world: World) -> None:

@@ -12,6 +12,7 @@ from policies.handover import (
     Replica,
     Step,
     after,
+    broken_off,
     golden_fault,
     is_garbage,
     is_settled,
@@ -26,7 +27,7 @@ LIMITS = Limits(attempts=2, retry_s=10, max_retry_s=60, check_s=30)
 NEW = Replica("a", "vllm", desired=2)
 OLD = replace(NEW, observed=1, good=1)
 SYNCED = replace(NEW, observed=2, good=2)
-BROKEN = replace(OLD, observed=None, num_failures=1, num_spoilt=1, error="no")
+BROKEN = replace(OLD, observed=None, num_failures=1, num_spoilt=1, is_spoilt=True, error="no")
 SEND, RESTORE, CHECK = Step("send", 2), Step("restore", 1), Step("check")
 FAILED = {"untouched": Outcome("untouched", error="no"), "spoilt": Outcome("spoilt", error="no")}
 
@@ -93,7 +94,7 @@ def test_another_desired_version_starts_afresh() -> None:
 def test_what_ended_for_a_version_that_is_no_longer_wanted_is_only_observed() -> None:
     replica = wanting(replace(OLD, sending=2), 3)
     assert after(replica, SEND, Outcome("serves", 2)) == replace(replica, sending=None, observed=2, good=2)
-    assert after(replica, SEND, FAILED["spoilt"]) == replace(replica, sending=None, observed=None)
+    assert after(replica, SEND, FAILED["spoilt"]) == broken_off(replica)
     assert after(replica, SEND, FAILED["untouched"]) == replace(replica, sending=None)
 
 
@@ -125,6 +126,14 @@ def test_settled_is_what_only_a_wait_or_a_person_moves() -> None:
     assert is_settled(SYNCED) and is_settled(BROKEN)
     assert not is_settled(OLD) and not is_settled(replace(SYNCED, sending=2))
     assert to_tell_anew(BROKEN).state == "pending" and to_tell_anew(BROKEN).observed is None
+
+
+def test_the_label_of_a_replica_is_believed_again_once_something_was_sent_well() -> None:
+    spoilt = after(OLD, SEND, FAILED["spoilt"])
+    assert spoilt.is_spoilt and wanting(spoilt, 1).is_spoilt and to_tell_anew(spoilt).is_spoilt
+    assert not after(spoilt, RESTORE, Outcome("serves", 1)).is_spoilt
+    assert not after(spoilt, SEND, Outcome("serves", 2)).is_spoilt
+    assert broken_off(OLD).is_spoilt and broken_off(OLD).observed is None
 
 
 def test_versions_that_a_replica_may_read_are_all_kept() -> None:

@@ -206,10 +206,15 @@ def test_vllm_answers_as_each_version_does_and_survives_a_version_it_cannot_read
             assert (replica.state, f"v{replica.observed}", replica.error) == ("in_sync", version, "")
             assert _asked(url, "aligned") == world.answers[version]
         assert set(replica.checksums) == {"v0", "v1"}
-        replica = world.hand_over({**table, "path": "/nowhere/{version}"}, "v0", attempts=1)
-        assert replica.state == "degraded" and "collective_rpc answered 500" in replica.error
-        assert world.hand_over(table, "v1").state == "in_sync"
+        (tmp_path / "v0").mkdir()  # without a file in it
+        (tmp_path / "v1").symlink_to(world.store.model_path(1))
+        replica = world.hand_over({**table, "path": f"{tmp_path}/{{version}}"}, "v0", attempts=1)
+        assert (replica.state, replica.observed) == ("degraded", 1)
+        assert "collective_rpc answered 500" in replica.error
         assert _asked(url, "aligned") == world.answers["v1"]
+        assert world.hand_over(table, "v1").state == "in_sync"
+        assert world.hand_over(table, "v0").state == "in_sync"
+        assert _asked(url, "aligned") == world.answers["v0"]
 
 
 @pytest.mark.skipif(
