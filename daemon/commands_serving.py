@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from daemon import exitcodes
 from daemon.command import Answer, Command, Context, arg, service_pid
-from daemon.config import Config, ConfigError
-from daemon.replica_views import replica_views, serving_lines
+from daemon.replica_views import read_replica, replica_views, serving_lines
+
+if TYPE_CHECKING:
+    from daemon.config import Config
 
 
 def serving(context: Context, args: argparse.Namespace) -> Answer:
@@ -20,6 +22,8 @@ def serving(context: Context, args: argparse.Namespace) -> Answer:
 
 
 def _settings(context: Context) -> Config | None:
+    from daemon.config import ConfigError
+
     try:
         return context.config()
     except ConfigError:
@@ -39,7 +43,6 @@ def sync(context: Context, args: argparse.Namespace) -> Answer:
         else:
             from dataclasses import asdict
 
-            from daemon.serving import read_replica
             from daemon.serving_pass import tell_here
 
             known = [replica for values in store.replicas.values() if (replica := read_replica(values))]

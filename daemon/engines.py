@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -301,8 +302,6 @@ def _first_label(client: Client, *routes: tuple[str, str]) -> str | None:
 
 def poll(around: Surroundings, timeout_s: float, ask: Callable[[], bool]) -> bool:
     """Asks until the answer is yes; False when the time is over. Raises CancelledError."""
-    import time
-
     end = time.monotonic() + timeout_s
     while not ask():
         if time.monotonic() >= end:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon.terminal import NOTHING, Colour, Style, printable, table, when, wrapped
-from policies.handover import Replica
 
 if TYPE_CHECKING:
     from daemon.config import Config
+    from policies.handover import Replica
     from state.store import Store
 
 View = dict[str, Any]
@@ -17,9 +17,21 @@ View = dict[str, Any]
 _COLOURS: Final[dict[str, Colour]] = {"in_sync": "good", "pending": "warn", "degraded": "bad"}
 
 
+def read_replica(values: dict[str, Any]) -> Replica | None:
+    """A replica as the store keeps it; None where another alignd wrote something else."""
+    from policies.handover import Replica  # most homes have no replica, and their commands start faster without it
+
+    try:
+        return Replica(**values)
+    except TypeError:
+        return None
+
+
 def replica_views(store: Store, config: Config | None) -> list[View]:
     """Every replica of the settings, and what is known of it; without settings those that are known."""
-    from daemon.serving import read_replica
+    if not (store.replicas or (config and config.serving)):
+        return []
+    from policies.handover import Replica
 
     known = {name: read_replica(values) for name, values in store.replicas.items()}
     listed = {name: replica.kind for name, replica in known.items() if replica}

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
 from daemon import handover
 from daemon.config_serving import ServingSection
 from daemon.engines import Offer, Surroundings
+from daemon.errand import Errand
 from daemon.handover import Attempt
 from daemon.job import Workshop
 from daemon.log import REPLICA_DRIFTED, REPLICA_FAILED, REPLICA_RESTORED, REPLICA_SYNCED
+from daemon.replica_views import read_replica
 from policies.handover import (
     Limits,
     Outcome,
@@ -46,43 +47,6 @@ _LOCKED_S: Final = 1.0
 _MAX_CHECKSUMS: Final = 20
 
 _log = structlog.get_logger()
-
-
-class Errand:
-    """One step for one replica, in a thread of its own."""
-
-    def __init__(self, step: Step, work: Callable[[threading.Event], Attempt], done: Callable[[], None]) -> None:
-        self.step: Final = step
-        self.cancelled = threading.Event()
-        self.result: Attempt | None = None
-        self._began = time.monotonic()
-        self._work, self._done = work, done
-        self._thread = threading.Thread(target=self._run, name="errand", daemon=True)
-        self._thread.start()
-
-    @property
-    def is_over(self) -> bool:
-        """The thread has ended, well or not."""
-        return not self._thread.is_alive()
-
-    @property
-    def is_telling(self) -> bool:
-        """It changes the replica, and does not only look."""
-        return self.step.kind != "check"
-
-    def elapsed_s(self) -> float:
-        """Seconds since it began."""
-        return time.monotonic() - self._began
-
-    def wait(self, seconds: float) -> None:
-        """Waits for its end, at most so long."""
-        self._thread.join(max(seconds, 0))
-
-    def _run(self) -> None:
-        try:
-            self.result = self._work(self.cancelled)
-        finally:
-            self._done()
 
 
 class Serving:
@@ -320,14 +284,6 @@ class Serving:
     def _unlock(self) -> None:
         self._lock.close()
         self._is_locked = False
-
-
-def read_replica(values: dict[str, Any]) -> Replica | None:
-    """A replica as the store keeps it; None where another alignd wrote something else."""
-    try:
-        return Replica(**values)
-    except TypeError:
-        return None
 
 
 def degraded_text(replica: Replica) -> str:

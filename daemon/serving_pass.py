@@ -9,9 +9,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from daemon.command import Context, service_pid, utc_now
-from daemon.job import Workshop
-from daemon.serving import Serving
-from daemon.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from daemon.config import Config
@@ -24,6 +21,9 @@ _TICK_S: Final = 0.5
 def tell_here(context: Context, store: Store, config: Config, *, timeout_s: float) -> bool:
     """Tells every replica, once; what fails is left to the service. False when the time was over first."""
     from daemon import log
+    from daemon.job import Workshop
+    from daemon.serving import Serving
+    from daemon.wakeup import Wakeup
 
     log.configure(sys.stderr, form="console", env={}, level=logging.CRITICAL)  # the caller says what came of it
     wakeup = Wakeup()
