@@ -63,13 +63,13 @@ def after_switch(context: Context, store: Store) -> tuple[list[View], tuple[str,
     Returns:
         The replicas, and what is to be said on stderr.
     """
+    is_named = any("serving" in line.partition("#")[0] for line in _lines(context))
+    if not is_named and not store.replicas:
+        return [], ()  # most homes: nothing heavy is imported for them
     from daemon.config import ConfigError
     from daemon.replica_views import degraded_problems, replica_views
     from state.errors import LockedError
 
-    is_told = any("[[serving]]" in line for line in _lines(context))
-    if not is_told and not store.replicas:
-        return [], ()  # most homes: nothing heavy is imported for them
     try:
         config = context.config()
     except ConfigError as err:

@@ -104,7 +104,8 @@ def asked_again(replica: Replica) -> Replica:
 
 def to_tell_anew(replica: Replica) -> Replica:
     """The replica after somebody mended it and asked for another try."""
-    return replace(asked_again(replica), observed=None, sending=None)
+    known = broken_off(replica) if replica.sending is not None else replica
+    return replace(asked_again(known), observed=None)
 
 
 def broken_off(replica: Replica) -> Replica:

@@ -218,7 +218,7 @@ def test_sync_goes_through_the_service_where_one_runs(
     _settings(home, engine)
     alignd = Alignd(home, capsys)
     with _forever(home, worker, _config(engine, retry_s=3600.0, max_retry_s=3600.0)):
-        wait_until(lambda: engine.label == "v0")
+        wait_until(lambda: _replica(home)["observed"] == 0)
         engine.label = "default"
         code, out, _ = alignd("serving", "sync", "--timeout", "20")
         assert code == exitcodes.OK and "in sync" in out and engine.label == "v0"

@@ -134,6 +134,7 @@ def test_the_label_of_a_replica_is_believed_again_once_something_was_sent_well()
     assert not after(spoilt, RESTORE, Outcome("serves", 1)).is_spoilt
     assert not after(spoilt, SEND, Outcome("serves", 2)).is_spoilt
     assert broken_off(OLD).is_spoilt and broken_off(OLD).observed is None
+    assert not to_tell_anew(OLD).is_spoilt and to_tell_anew(replace(OLD, sending=2)).is_spoilt
 
 
 def test_versions_that_a_replica_may_read_are_all_kept() -> None:
