@@ -31,10 +31,12 @@ fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# what CI does in a short form, for an hour or two: power lost at every call, 300 kills of the real service
+# what CI does in a short form, for two hours: power lost at every call, 300 kills of the real service, and hostile files
+# that are spoilt by what code they reach
 torture: setup
 	$(BIN)/python -m tests.power_loss --cycles 20
 	$(BIN)/python -m tests.kills --kills 300
+	$(BIN)/python -m tests.fuzz_guided --minutes 30
 
 # a random user and a small disk for an hour; needs root, for a disk of its own
 soak: setup

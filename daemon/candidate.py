@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,26 +36,67 @@ class Candidate:
 def write_candidate(
     store: StoreCore, parent_id: int, scratch: Path, *, edits: Mapping[str, Edit], patch: str | None
 ) -> Candidate:
-    """A complete model folder with the edits assigned, and its overlay; started again from nothing if it was there."""
+    """A complete model folder with the edits assigned, and its overlay; started again from nothing if it was there.
+
+    Each edit is looked up once, and is in memory only while its tensor is written.
+    """
     parent = ModelFolder.open(store.model_path(parent_id))
     known = store.version_record(parent_id)
     target, overlay_path = scratch / MODEL_FOLDER, scratch / OVERLAY_FILE
     durable.remove_tree(target)
-    digests = build_folder(
-        parent, edits, target, known=Digests(dict(known["files"]), dict(known["tensors"])), link=True
-    )
-    overlay.write(overlay_path, edits, {"parent": f"v{parent_id}"})
-    return Candidate(target, overlay_path, digests, touched(parent, edits), patch)
+    with overlay.OverlayWriter(overlay_path, {"parent": f"v{parent_id}"}) as out:
+        noted = _NotedEdits(edits, out)
+        digests = build_folder(
+            parent, noted, target, known=Digests(dict(known["files"]), dict(known["tensors"])), link=True
+        )
+    return Candidate(target, overlay_path, digests, touched(parent, noted.per_tensor), patch)
 
 
-def merge_edits(parent: ModelFolder, entries: Entries) -> dict[str, Edit]:
-    """The entries' new raw values: parent plus delta in float32, rounded once; those that round to no change left out."""
-    edits = {}
-    for name, (indices, deltas) in entries.items():
-        edit = _merge_tensor(parent, name, indices, deltas)
+class MergedEdits(Mapping[str, Edit]):
+    """The entries' new raw values: parent plus delta in float32, rounded once; those that round to no change left out.
+
+    Worked out when it is looked up, a tensor at a time; of a tensor in which nothing changes the edit is empty.
+    """
+
+    def __init__(self, parent: ModelFolder, entries: Entries) -> None:
+        self._parent = parent
+        self._entries = entries
+
+    def __getitem__(self, name: str) -> Edit:
+        indices, deltas = self._entries[name]
+        dtype = self._parent.tensors[name].dtype
+        old = self._parent.read_raw(name)[indices]
+        new = from_float32(to_float32(old, dtype) + deltas.astype(np.float32), dtype)
+        changed = new != old
+        return Edit(indices[changed], new[changed])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class _NotedEdits(Mapping[str, Edit]):
+    """Edits that go into an overlay, and are counted, when they are looked up; each is, once."""
+
+    def __init__(self, edits: Mapping[str, Edit], out: overlay.OverlayWriter) -> None:
+        self._edits = edits
+        self._out = out
+        self.per_tensor: dict[str, int] = {}
+
+    def __getitem__(self, name: str) -> Edit:
+        edit = self._edits[name]
         if len(edit.indices):
-            edits[name] = edit
-    return edits
+            self._out.add(name, edit)
+            self.per_tensor[name] = len(edit.indices)
+        return edit
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._edits)
+
+    def __len__(self) -> int:
+        return len(self._edits)
 
 
 def sparse_entries(patch: SparsePatch) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -76,17 +117,8 @@ def keep_patch(
     return patchfile.save(store, sparse_entries(patch), provenance, kinds=kinds if mixed else None, folder=folder)
 
 
-def touched(parent: ModelFolder, edits: Mapping[str, Edit]) -> dict[str, Any]:
+def touched(parent: ModelFolder, per_tensor: Mapping[str, int]) -> dict[str, Any]:
     """How much of the model a candidate changes: entries, share of all entries, and entries of each tensor."""
     total = sum(tensor.num_entries for tensor in parent.tensors.values())
-    per_tensor = {name: len(edit.indices) for name, edit in edits.items()}
     num = sum(per_tensor.values())
-    return {"num_entries": num, "fraction": num / total, "per_tensor": per_tensor}
-
-
-def _merge_tensor(parent: ModelFolder, name: str, indices: np.ndarray, deltas: np.ndarray) -> Edit:
-    dtype = parent.tensors[name].dtype
-    old = parent.read_raw(name)[indices]
-    new = from_float32(to_float32(old, dtype) + deltas.astype(np.float32), dtype)
-    changed = new != old
-    return Edit(indices[changed], new[changed])
+    return {"num_entries": num, "fraction": num / total, "per_tensor": dict(sorted(per_tensor.items()))}

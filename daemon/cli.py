@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 from daemon import (
     commands_bisect,
+    commands_check,
     commands_control,
     commands_explain,
     commands_run,
@@ -26,7 +27,7 @@ from daemon import (
     commands_store,
     exitcodes,
 )
-from daemon.command import Answer, Command, CommandError, Context, service_file_of
+from daemon.command import Answer, Command, CommandError, Context, check_home, service_file_of
 from daemon.terminal import printable, style_of
 from state import errors
 
@@ -35,7 +36,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
     ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_bisect.COMMANDS)),
     ("decide", commands_control.COMMANDS),
     ("serve", commands_serving.COMMANDS),
-    ("keep", commands_store.COMMANDS),
+    ("keep", (*commands_store.COMMANDS, *commands_check.COMMANDS)),
 )
 COMMANDS: Final[tuple[Command, ...]] = tuple(command for _, commands in GROUPS for command in commands)
 
@@ -102,6 +103,8 @@ def _run(words: list[str]) -> tuple[Context, Answer]:
         raise CommandError(exitcodes.USAGE, "no command given", "see `alignd --help`")
     context = Context(service_file_of(args.service_file), json=args.json, style=style_of(sys.stdout))
     command: Command = args.command
+    if command.needs_home:
+        check_home(context.home)
     return context, command.run(context, args)
 
 
@@ -163,11 +166,25 @@ def _hint_of(err: BaseException) -> str:
     return getattr(err, "hint", "")
 
 
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for: that takes longer than all the rest of the start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("alignd")
+        except metadata.PackageNotFoundError:
+            version = "(run from its source, not installed)"
+        print(f"alignd {version}")
+        parser.exit()
+
+
 def build_parser() -> Parser:
     """The parser of the whole command line."""
     parser = Parser(
         prog="alignd",
-        usage="alignd [-c service.toml] [--json] COMMAND ...",
+        usage="alignd [-c service.toml] [--json] COMMAND ...\n       alignd --version",
         description="Keeps an open-weight language model aligned while it is in service.",
         epilog=_epilog(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -175,6 +192,7 @@ def build_parser() -> Parser:
     )
     parser.set_defaults(command=None)
     _add_common(parser, service_file=None, json=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="print alignd's version and exit")
     subparsers = parser.add_subparsers(metavar="COMMAND", title="commands", prog="alignd", parser_class=Parser)
     groups: dict[str, Any] = {}
     for command in COMMANDS:

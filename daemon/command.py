@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import pwd
 from collections.abc import Callable
@@ -109,6 +110,51 @@ class Command:
     run: Callable[[Context, argparse.Namespace], Answer]
     arguments: tuple[Argument, ...] = ()
     aliases: tuple[str, ...] = ()
+    needs_home: bool = True
+    """It is about a home, which the folder of alignd's own source is not."""
+
+
+def count(text: str) -> int:
+    """An option's value as a whole number of things, 0 or more."""
+    return _whole(text, at_least=0)
+
+
+def positive_count(text: str) -> int:
+    """An option's value as a whole number of things, 1 or more."""
+    return _whole(text, at_least=1)
+
+
+def _whole(text: str, *, at_least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = at_least - 1
+    if number < at_least:
+        raise argparse.ArgumentTypeError(f"{text!r}; a whole number from {at_least} on is expected")
+    return number
+
+
+def seconds(text: str) -> float:
+    """An option's value as a time to wait, in seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r}; seconds from 0 on are expected")
+    return number
+
+
+def instant(text: str) -> datetime:
+    """An option's value as a time; a year or a month is its first day, and it is UTC where it names no zone."""
+    for start in (text, f"{text}-01", f"{text}-01-01"):
+        try:
+            found = datetime.fromisoformat(start)
+        except ValueError:
+            continue
+        return found if found.tzinfo else found.replace(tzinfo=UTC)
+    expected = "a UTC date like 2026-01-31, or a time like 2026-01-31T12:05, is expected"
+    raise argparse.ArgumentTypeError(f"{text!r}; {expected}")
 
 
 def utc_now() -> str:
@@ -118,8 +164,22 @@ def utc_now() -> str:
 
 def default_service_file() -> Path:
     """./service.toml where there is one, else that of the system's service."""
-    here = Path("service.toml")
-    return here.absolute() if here.is_file() or not SYSTEM_SERVICE_FILE.is_file() else SYSTEM_SERVICE_FILE
+    here = Path("service.toml").absolute()
+    is_here = here.is_file() and not is_source(here.parent)
+    return here if is_here or not SYSTEM_SERVICE_FILE.is_file() else SYSTEM_SERVICE_FILE
+
+
+def is_source(folder: Path) -> bool:
+    """Whether a folder is a checkout of alignd: its service.toml lists the defaults, and makes no home of it."""
+    is_checkout = all((folder / name).is_file() for name in ("pyproject.toml", "daemon/cli.py"))
+    return is_checkout and not (folder / "store").exists()
+
+
+def check_home(folder: Path) -> None:
+    """Raise `CommandError` where the folder cannot be a home because alignd's source lies in it."""
+    if is_source(folder):
+        hint = "`alignd -c HOME` names a home, by its folder or its service.toml; `alignd init HOME` makes one"
+        raise CommandError(exitcodes.NO_STORE, f"{folder} holds the source of alignd and is no home", hint)
 
 
 def service_file_of(given: str | None) -> Path:

@@ -38,8 +38,11 @@ def bisect(context: Context, args: argparse.Namespace) -> Answer:
             found, steps = method.search(
                 line, question, examiner.counts, is_good_given=bool(args.good), tell=_teller(context)
             )
-        except PatchError as err:
-            raise CommandError(exitcodes.FAILED, str(err)) from err
+        except PatchError as err:  # 1 would say that no version is to blame; so for the next
+            raise CommandError(exitcodes.CONFIG, f"the versions cannot be asked: {err}") from err
+        except OSError as err:
+            what = f"{err.filename}: {err.strerror}" if err.filename else str(err)
+            raise CommandError(exitcodes.TRY_AGAIN, f"the search came to no end: {what}") from err
         view = _view(store, line, question, found=found, steps=steps)
     code = exitcodes.OK if view["found"] else exitcodes.FAILED
     return Answer(view, tuple(conclusion_lines(view, context.style)), code)

@@ -22,7 +22,7 @@ def rollback(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         before = store.current()
         after = store.rollback(args.ref, reason=args.reason, actor=context.actor, now=utc_now())
-        blocked = [row.name for row in _lineage(store, before, after)]
+        blocked = [row.name for row in _left_behind(store, before, after)]
         replicas, notes = _tell_replicas(context, store, before, after)
     data = {
         "before": before.name,
@@ -55,18 +55,10 @@ def _tell_replicas(
     return after_switch(context, store)
 
 
-def _lineage(store: Store, newest: VersionRow, oldest: VersionRow) -> list[VersionRow]:
-    """The blocked versions from `newest` back to `oldest`, without it."""
-    found: list[VersionRow] = []
-    at: int | None = newest.id
-    while at is not None and at != oldest.id:
-        row = store.ledger.version(at)
-        if row is None:
-            break
-        if row.blocked:
-            found.append(row)
-        at = row.parent
-    return found
+def _left_behind(store: Store, before: VersionRow, after: VersionRow) -> list[VersionRow]:
+    """What a rollback blocked: the version left and all that it builds on and the target does not, newest first."""
+    kept = {row.id for row in store.lineage(after.id)}
+    return [row for row in reversed(store.lineage(before.id)) if row.id not in kept]
 
 
 def revert(context: Context, args: argparse.Namespace) -> Answer:
@@ -99,7 +91,8 @@ def approve(context: Context, args: argparse.Namespace) -> Answer:
 
 
 def _switched(context: Context, store: Store, before: VersionRow, after: VersionRow) -> Answer:
-    shown = f"{before.name} -> {context.style.paint(after.name, 'good')}"
+    name = context.style.paint(after.name, "good")
+    shown = f"{name} is in service already" if after.id == before.id else f"{before.name} -> {name}"
     replicas, notes = _tell_replicas(context, store, before, after)
     return Answer({"before": before.name, "after": after.name, "replicas": replicas}, (shown,), notes=notes)
 

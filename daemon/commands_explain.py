@@ -10,12 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon import exitcodes, render_show, render_version, views
+from daemon import exitcodes, render, render_show, render_version, views
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid
 from daemon.standing import names
 from state.core import UNNAMED
-from state.errors import NotFoundError
-from state.rows import BatchRow, RoundRow, VersionRow
+from state.errors import ModelFormatError, NotFoundError
+from state.quarantine import Quarantined
+from state.rows import BatchRow, DuplicateRow, RoundRow, VersionRow
 
 if TYPE_CHECKING:
     from state.store import Store
@@ -29,20 +30,28 @@ def show(context: Context, args: argparse.Namespace) -> Answer:
         found = _find(store, args.ref)
         if isinstance(found, RoundRow):
             return _show_round(context, store, found)
-        if isinstance(found, BatchRow):
+        if isinstance(found, BatchRow | DuplicateRow):
             return _show_batch(context, store, found)
+        if isinstance(found, Quarantined):
+            view = views.quarantined_view(found)
+            return Answer(view, tuple(render.quarantine_lines([view], context.style)))
         view = version_view(store, found)
     return Answer(view, tuple(render_version.version_lines(view, context.style)))
 
 
-def _find(store: Store, ref: str) -> VersionRow | RoundRow | BatchRow:
+def _find(store: Store, ref: str) -> VersionRow | RoundRow | BatchRow | DuplicateRow | Quarantined:
     if re.fullmatch(r"r[0-9]+", ref) and (row := store.ledger.round(ref)) is not None:
         return row
     try:
         return store.resolve(ref)
     except NotFoundError as err:
+        if not store.ledger.batches_named(ref) and (again := store.find_duplicate(ref)) is not None:
+            return again
         with contextlib.suppress(NotFoundError):
             return store.find_batch(ref)
+        aside = [entry for entry in store.quarantined() if ref in (entry.id, entry.name)]
+        if aside:
+            return aside[-1]
         if ref in UNNAMED:
             raise
         hint = f"{err.hint}; rounds are called like r000001, batches by name or sha256 (`alignd batches`)"
@@ -66,13 +75,25 @@ def version_view(store: Store, row: VersionRow) -> views.View:
         "num_touched": touched.get("num_entries"),
         "touched_by_layer": explain.touched_by_layer(touched.get("per_tensor") or {}),
         "gates": views.gates_view(record.get("gates")),
-        "against": _against(store, row, record),
+        "against": _against(store, row),
         "axes": explain.axes(record, own, others),
         "why": _why(store, row, steps),
-        **explain.derivation(steps, record.get("kind", "batch")),
+        **explain.derivation(
+            steps, record.get("kind", "batch"), config=record.get("config"), num_entries=_num_entries(store)
+        ),
         "touched": explain.touched(record),
         "record": views.plain(record),
     }
+
+
+def _num_entries(store: Store) -> dict[str, int]:
+    """How large each tensor of the model is; empty where v0 cannot be read, which `verify` tells of."""
+    from state.header import read_header
+
+    with contextlib.suppress(OSError, ModelFormatError):
+        files = [path for path in store.model_path(0).iterdir() if path.suffix == ".safetensors"]
+        return {info.name: info.num_entries for path in files for info in read_header(path, path.name)}
+    return {}
 
 
 def _why(store: Store, row: VersionRow, steps: Mapping[str, Any]) -> list[str]:
@@ -90,17 +111,19 @@ def _why(store: Store, row: VersionRow, steps: Mapping[str, Any]) -> list[str]:
     )
 
 
-def _against(store: Store, row: VersionRow, record: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+def _against(store: Store, row: VersionRow) -> dict[str, dict[str, float | None]]:
     """How the metrics moved against the parent and against the base."""
     others = [] if row.parent is None else dict.fromkeys([row.parent, 0])
-    return {f"v{other}": _moved(store.version(other), row, record) for other in others}
+    return {f"v{other}": _moved(store, store.version(other), row) for other in others}
 
 
-def _moved(before: VersionRow, after: VersionRow, record: Mapping[str, Any]) -> dict[str, float | None]:
-    """How the metrics moved; where the later one's round measured the earlier one too, on the same probes."""
-    measured = record.get("measured") or {}
-    subject = "base" if before.id == 0 else "current" if before.id == after.parent else ""
-    return views.metrics_delta(measured.get(subject) or before.metrics, after.metrics)
+def _moved(store: Store, before: VersionRow, after: VersionRow) -> dict[str, float | None]:
+    """How the metrics moved; where the newer one's round measured the older one too, on the same probes."""
+    older, newer = sorted((before, after), key=lambda row: row.id)
+    subject = "base" if older.id == 0 else "current" if older.id == newer.parent else ""
+    measured = store.version_record(newer.id).get("measured") or {}
+    metrics = {older.id: measured.get(subject) or older.metrics, newer.id: newer.metrics}
+    return views.metrics_delta(metrics[before.id], metrics[after.id])
 
 
 def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:
@@ -108,14 +131,18 @@ def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:
 
     batch = store.ledger.batch(row.batch) if row.batch else None
     view = views.round_view(row, batch.name if batch else None)
-    view |= explain.derivation(view["artefacts"], row.kind)
+    view |= explain.derivation(view["artefacts"], row.kind, config=row.config, num_entries=_num_entries(store))
+    view["batch_names"] = {batch.sha256[:12]: batch.name for batch in store.ledger.batches()}
     view |= {"config": row.config, "interrupted": _is_interrupted(store, row)}
     return Answer(view, tuple(render_show.round_lines(view, context.style)))
 
 
-def _show_batch(context: Context, store: Store, row: BatchRow) -> Answer:
+def _show_batch(context: Context, store: Store, found: BatchRow | DuplicateRow) -> Answer:
+    """A batch; for a drop of content that was known already the batch that it repeats."""
+    row = found if isinstance(found, BatchRow) else store.find_batch(found.sha256)
     versions = [version.id for version in store.ledger.versions() if version.batch == row.sha256]
-    view = views.batch_view(row, versions) | {"interrupted": _is_interrupted(store, row)}
+    view = views.batch_view(row, versions, store.ledger.duplicates()) | {"interrupted": _is_interrupted(store, row)}
+    view["duplicate"] = {"name": found.name, "at": found.at} if isinstance(found, DuplicateRow) else None
     return Answer(view, tuple(render_show.batch_lines(view, context.style)))
 
 
@@ -126,7 +153,7 @@ def _is_interrupted(store: Store, row: RoundRow | BatchRow) -> bool:
 
 def diff(context: Context, args: argparse.Namespace) -> Answer:
     """Compares two versions: numbers, batches, tensors."""
-    from daemon.compare import compare, differing_tensors
+    from daemon.compare import batches_between, compare, differing_tensors
     from daemon.rebuilt import model_folder
     from state.tensors import ModelFolder
 
@@ -136,27 +163,18 @@ def diff(context: Context, args: argparse.Namespace) -> Answer:
         differing = differing_tensors(*(record["tensors"] for record in records))
         with model_folder(store, before) as old, model_folder(store, after) as new:
             tensors = compare(ModelFolder.open(old), ModelFolder.open(new), differing)
-        batches = _batches_between(store, before, after)
+        batch_names = {row.sha256[:12]: row.name for row in store.ledger.batches()}
+        batches, moved = batches_between(store, before, after), _moved(store, before, after)
     view = {
         "a": before.name,
         "b": after.name,
         "num_entries": sum(item.num_entries for item in tensors),
-        "metrics": _moved(before, after, records[1]),
+        "metrics": moved,
         "batches": batches,
+        "batch_names": batch_names,
         "tensors": [asdict(item) for item in tensors],
     }
     return Answer(view, tuple(render_show.diff_lines(view, context.style)))
-
-
-def _batches_between(store: Store, before: VersionRow, after: VersionRow) -> list[dict[str, Any]]:
-    old, new = ({row.id: row for row in store.lineage(row.id)} for row in (before, after))
-    names = {row.sha256: row.name for row in store.ledger.batches()}
-    left = [("without", row) for row in old.values() if row.id not in new]
-    right = [("with", row) for row in new.values() if row.id not in old]
-    return [
-        {"change": change, "version": row.name, "batch": row.batch, "name": names.get(row.batch or "")}
-        for change, row in [*left, *right]
-    ]
 
 
 def report(context: Context, args: argparse.Namespace) -> Answer:
@@ -169,7 +187,10 @@ def report(context: Context, args: argparse.Namespace) -> Answer:
         page = report_page.render(report_facts.gather(store, row, version_view(store, row)))
     if args.out == TO_STDOUT:
         return Answer({"id": row.name, "page": page}, (page,))
-    path = Path(args.out or f"{row.name}.html").absolute()
+    path = Path(args.out or ".").absolute()
+    path = path / f"{row.name}.html" if path.is_dir() else path
+    if path.is_dir():
+        raise CommandError(exitcodes.FAILED, f"{path} is a folder", "name a file")
     if not path.parent.is_dir():
         raise CommandError(exitcodes.FAILED, f"{path.parent} is no folder", "create it first")
     data = page.encode()
@@ -185,14 +206,21 @@ COMMANDS: Final = (
         "Explain a version, a round or a batch",
         ("alignd show current", "alignd show r000003", "alignd show 3f9a12bc"),
         show,
-        (arg("ref", metavar="REF", help=f"a round's id, a batch's name or sha256, or a version: {SELECTORS}"),),
+        (arg("ref", metavar="REF", help=f"a round's id, a drop's name or sha256, or a version: {SELECTORS}"),),
     ),
     Command(
         "report",
         "Write a page about a version: measurements, gates, losses, merges, sets",
         ("alignd report current", "alignd report v3 --out /tmp/v3.html", "alignd report v3 --out - > v3.html"),
         report,
-        (_REF, arg("--out", metavar="FILE", help="where to write it, - for stdout (default: vN.html in this folder)")),
+        (
+            _REF,
+            arg(
+                "--out",
+                metavar="PATH",
+                help="a file, a folder for vN.html in it, or - for stdout (default: this folder)",
+            ),
+        ),
     ),
     Command(
         "diff",

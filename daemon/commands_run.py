@@ -5,21 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, render, views
-from daemon.command import Answer, Command, CommandError, Context, arg
-from daemon.terminal import printable
+from daemon.command import Answer, Command, CommandError, Context, arg, seconds
+from daemon.terminal import printable, wrapped
 from daemon.views import View
 from state.errors import StoreError, StoreMissingError
+from state.rows import BatchRow, RoundRow
 
 if TYPE_CHECKING:
     from daemon.submit import Fate, Submitted
-    from state.rows import BatchRow, RoundRow
     from state.store import Store
+
+
+UNPUBLISHED: Final = ("rejected", "quarantined", "awaiting_approval", "failed", "aborted")
+"""States of a batch or revert that made no version, or one that is not in service."""
 
 
 def run(context: Context, args: argparse.Namespace) -> Answer:
@@ -39,7 +44,8 @@ def run(context: Context, args: argparse.Namespace) -> Answer:
     if not args.once or code not in (exitcodes.OK, exitcodes.DEGRADED):
         return Answer(code=code, silent=True)
     told = [ending for key, ending in endings(context).items() if _is_news(ending, before.get(key))]
-    told += _waiting(context, service.held_back)
+    told += _waiting(context, service.held_back, service.waits)
+    code = exitcodes.DEGRADED if any(map(_is_unpublished, told)) else code
     return Answer(told, tuple(render.endings_lines(told, context.style)) or ("nothing came to an end",), code)
 
 
@@ -48,16 +54,36 @@ def _is_news(ending: View, earlier: View | None) -> bool:
     return earlier is None or (ending != earlier and ending["state"] != views.DUPLICATE)
 
 
-def _waiting(context: Context, reasons: Sequence[str]) -> list[View]:
-    """What is left in the queue, with the reasons why; nothing where nothing is held back."""
+def _is_unpublished(ending: View) -> bool:
+    """Whether a drop came to another end than a published version; a duplicate's end is that of the batch it repeats."""
+    if ending["state"] == views.DUPLICATE:
+        return bool(ending["original_state"] != "published")
+    return ending["state"] in UNPUBLISHED
+
+
+def _waiting(context: Context, shared: Sequence[str], own: Mapping[str, str]) -> list[View]:
+    """What is left in the queue, each with the reasons why it waits; nothing where nothing is held back.
+
+    Args:
+        shared: why nothing goes on.
+        own: why one batch or round does not, by its sha256 or id.
+    """
     from daemon.submit import UNFINISHED
 
-    if not reasons:
+    if not shared and not own:
         return []
     with context.store() as store:
-        reverts = [row for row in store.ledger.rounds(*UNFINISHED) if row.kind == "revert"]
-        waiting: list[BatchRow | RoundRow] = [*reverts, *store.ledger.batches(*UNFINISHED)]
-    return [views.waiting_view(row, reasons) for row in waiting]
+        rounds = store.ledger.rounds(*UNFINISHED)
+        waiting: list[BatchRow | RoundRow] = [row for row in rounds if row.kind == "revert"]
+        waiting += store.ledger.batches(*UNFINISHED)
+    told = {row.batch or row.id: own[row.id] for row in rounds if row.id in own} | dict(own)
+    first = waiting[0].name if waiting and isinstance(waiting[0], BatchRow) else "the revert"
+    return [views.waiting_view(row, _reasons(row, shared, told) or [f"comes after {first}"]) for row in waiting]
+
+
+def _reasons(row: BatchRow | RoundRow, shared: Sequence[str], told: Mapping[str, str]) -> list[str]:
+    reason = told.get(row.sha256 if isinstance(row, BatchRow) else row.id)
+    return [*([reason] if reason else []), *shared]
 
 
 def endings(context: Context) -> dict[str, View]:
@@ -85,25 +111,35 @@ def _duplicates(store: Store) -> dict[str, View]:
 
 def submit(context: Context, args: argparse.Namespace) -> Answer:
     """Puts files or folders into the inbox; with `--wait` follows each to its end."""
-    from daemon.submit import follow, known_state
+    from daemon.submit import check, follow, known_state
     from daemon.submit import submit as put
 
     config = context.config()
     inbox = context.home / config.inbox.path
     if not inbox.is_dir():
         raise CommandError(exitcodes.FAILED, f"{inbox} is missing", "start the service or create the folder")
+    for path in args.paths:  # all of them, before the first is dropped
+        check(Path(path))
+    sign = _signer(args.sign) if args.sign else None
     store = _store_or_none(context)
     try:
-        drops = [put(Path(path), inbox, config.inbox, known=known_state(store)) for path in args.paths]
+        known = known_state(store)
+        drops = [put(Path(path), inbox, config.inbox, known=known, sign=sign) for path in args.paths]
         if not args.wait:
-            return _submitted(drops, [])
+            return _submitted(context, drops, [])
         if store is None:
             raise StoreMissingError(f"{context.home} has no store", "`alignd run` makes one from service.toml")
         fates = [follow(store, drop, timeout_s=args.timeout) for drop in drops]
     finally:
         if store is not None:
             store.close()
-    return _submitted(drops, fates)
+    return _submitted(context, drops, fates)
+
+
+def _signer(key: str) -> Callable[[Path], bytes]:
+    from daemon import signing  # brings cryptography
+
+    return partial(signing.sign, signing.load_private_key(Path(key)))
 
 
 def _store_or_none(context: Context) -> Store | None:
@@ -113,7 +149,7 @@ def _store_or_none(context: Context) -> Store | None:
         return None
 
 
-def _submitted(drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
+def _submitted(context: Context, drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
     from state.queue import RETRY_STATES
 
     listed: list[dict[str, Any]] = [asdict(drop) for drop in drops]
@@ -121,20 +157,20 @@ def _submitted(drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
     for i, drop in enumerate(drops):
         text = f"{drop.batch[:12]}  {printable(drop.name)}"
         if drop.known_as:
-            text += f"  known already, not dropped again ({drop.known_as.replace('_', ' ')})"
+            text += f"  known already, not dropped again ({drop.known_as})"
         if drop.known_as in RETRY_STATES:
             text += f"; `alignd retry {drop.batch[:12]}` queues it again"
         if fates:
             fate = fates[i]
             listed[i] |= {"state": fate.state, "reason": fate.reason}
             text += _fate_text(fate, drop)
-        lines.append(text)
+        lines += wrapped(text, context.style, indent=4)
     return Answer(listed, tuple(lines), max((fate.code for fate in fates), default=exitcodes.OK))
 
 
 def _fate_text(fate: Fate, drop: Submitted) -> str:
     """What became of a drop, without the state that the line names already."""
-    state = "" if fate.state == drop.known_as else fate.state.replace("_", " ")
+    state = "" if fate.state == drop.known_as else fate.state
     told = ": ".join(filter(None, (state, printable(fate.reason))))
     return f"  {told}" if told else ""
 
@@ -150,7 +186,7 @@ COMMANDS: Final = (
                 "--once",
                 action="store_true",
                 help="empty the inbox, finish every round, print what came to an end and what waits, and exit: 0, or 3 if "
-                "something was not published",
+                "something was not published: rejected, quarantined, waiting, or a duplicate of what is not published",
             ),
             arg("--log-format", choices=["auto", "json", "console"], default="auto", help="default: auto"),
         ),
@@ -158,16 +194,26 @@ COMMANDS: Final = (
     Command(
         "submit",
         "Put files or folders into the inbox, each one batch",
-        ("alignd submit harvest.jsonl", "alignd submit --wait --timeout 3600 monday.parquet"),
+        (
+            "alignd submit harvest.jsonl",
+            "alignd submit --wait --timeout 3600 monday.parquet",
+            "alignd submit --sign me.pem a.csv",
+        ),
         submit,
         (
             arg("paths", nargs="+", metavar="PATH", help="a file, or a folder of files that is one batch"),
             arg(
                 "--wait",
                 action="store_true",
-                help="until its round ended: 0 published, 5 not published, 3 quarantined, 12 no service",
+                help="until its round ended: 0 published, 5 not published, 3 quarantined, 12 no service; 1 is for what cannot "
+                "be dropped at all",
             ),
-            arg("--timeout", type=float, metavar="S", help="wait at most this many seconds, then exit with 75"),
+            arg(
+                "--sign",
+                metavar="KEY",
+                help="sign with this Ed25519 private key (PEM); the signature goes beside the drop",
+            ),
+            arg("--timeout", type=seconds, metavar="S", help="wait at most this many seconds, then exit with 75"),
         ),
     ),
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes
-from daemon.command import Answer, Command, CommandError, Context, arg, utc_now
+from daemon.command import Answer, Command, CommandError, Context, arg, is_source, utc_now
 from daemon.terminal import Colour, size, wrapped
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ def init(context: Context, args: argparse.Namespace) -> Answer:
 
     home = Path(args.folder).absolute()
     service_file = home / "service.toml"
+    if is_source(home):
+        raise CommandError(
+            exitcodes.FAILED, f"{home} holds the source of alignd; nothing was changed", "name a new folder"
+        )
     if service_file.exists() or (home / "store").exists():
         hint = "`alignd status` shows it" if (home / "store").exists() else "`alignd run` makes its store"
         raise CommandError(exitcodes.FAILED, f"{home} is a home of alignd already; nothing was changed", hint)
@@ -166,7 +170,8 @@ def unit(context: Context, args: argparse.Namespace) -> Answer:
     """Prints the systemd unit of this home's service."""
     from daemon.unit import DEFAULT_HOME, render_unit
 
-    home = context.home if context.service_file.is_file() else DEFAULT_HOME
+    is_home = context.service_file.is_file() and not is_source(context.home)
+    home = context.home if is_home else DEFAULT_HOME
     executable = Path(args.executable or shutil.which("alignd") or Path(sys.executable).with_name("alignd"))
     try:
         text = render_unit(home, executable.absolute(), gpu=args.gpu, network=args.network)
@@ -185,6 +190,7 @@ COMMANDS: Final = (
             arg("folder", metavar="DIR", help="the home; created when it is missing"),
             arg("--model", metavar="PATH", help="the model: Hugging Face layout, safetensors, chat template"),
         ),
+        needs_home=False,
     ),
     Command(
         "doctor",
@@ -197,12 +203,14 @@ COMMANDS: Final = (
         "Say whether service.toml can be used",
         ("alignd config check", "alignd -c ./service.toml config check"),
         config_check,
+        needs_home=False,
     ),
     Command(
         "config show",
         "Print every setting in effect, as TOML",
         ("alignd config show", "alignd --json config show | jq .gates"),
         config_show,
+        needs_home=False,
     ),
     Command(
         "unit",
@@ -224,5 +232,6 @@ COMMANDS: Final = (
                 "localhost, 10.1.0.0/16; may be given again (default: no network at all)",
             ),
         ),
+        needs_home=False,
     ),
 )

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from datetime import datetime
+from pathlib import Path
 from typing import Final, get_args
 
 from daemon import exitcodes, render, views
-from daemon.command import Answer, Command, CommandError, Context, arg
+from daemon.command import (
+    Answer,
+    Command,
+    CommandError,
+    Context,
+    arg,
+    count,
+    instant,
+    positive_count,
+    service_pid,
+)
 from daemon.standing import look, names
+from state.errors import StoreError
 from state.rows import BatchState, VersionState
+
+BOOTED: Final = Path("/run/systemd/system")
+"""There where systemd is the system's manager, as sd_booted(3) looks for it."""
 
 
 def status(context: Context, args: argparse.Namespace) -> Answer:
@@ -31,11 +48,12 @@ def history(context: Context, args: argparse.Namespace) -> Answer:
         listed = views.history_view(rows, names(store))
     kept = [view for view in listed if _is_wanted(view, args.state, args.since)]
     kept = kept[-args.limit :] if args.limit else kept
-    return Answer(kept, tuple(render.history_lines(kept, context.style)))
+    lines = render.history_lines(kept, context.style) if kept else ["no such version"]
+    return Answer(kept, tuple(lines))
 
 
-def _is_wanted(view: views.View, state: str | None, since: str | None) -> bool:
-    return (state is None or view["state"] == state) and (since is None or view["created"] >= since)
+def _is_wanted(view: views.View, state: str | None, since: datetime | None) -> bool:
+    return (state is None or view["state"] == state) and (since is None or instant(view["created"]) >= since)
 
 
 def batches(context: Context, args: argparse.Namespace) -> Answer:
@@ -45,9 +63,11 @@ def batches(context: Context, args: argparse.Namespace) -> Answer:
         versions: dict[str, list[int]] = {}
         for version in store.ledger.versions():
             versions.setdefault(version.batch or "", []).append(version.id)
+        again = store.ledger.duplicates()
     kept = rows[-args.limit :] if args.limit else rows
-    listed = [views.batch_view(row, versions.get(row.sha256, ())) for row in kept]
-    return Answer(listed, tuple(render.batches_lines(listed, context.style)) if listed else ("no batch yet",))
+    listed = [views.batch_view(row, versions.get(row.sha256, ()), again) for row in kept]
+    nothing = f"no batch is {args.state}" if args.state else "no batch yet"
+    return Answer(listed, tuple(render.batches_lines(listed, context.style)) if listed else (nothing,))
 
 
 def audit(context: Context, args: argparse.Namespace) -> Answer:
@@ -71,11 +91,10 @@ def logs(context: Context, args: argparse.Namespace) -> Answer:
     import shutil
     import subprocess
 
+    if not BOOTED.is_dir():
+        raise _no_journal(context, "systemd does not run here, so there is no journal")
     if shutil.which("journalctl") is None:
-        raise CommandError(
-            exitcodes.NOT_FOUND,
-            "journalctl is not installed: without systemd the log is what `alignd run` writes to stderr",
-        )
+        raise _no_journal(context, "journalctl is not installed")
     command = ["journalctl", "--unit", args.unit, "--lines", str(args.lines)]
     command += ["--follow"] if args.follow else ["--no-pager"]
     command += ["--output", "json"] if context.json else []
@@ -87,7 +106,22 @@ def logs(context: Context, args: argparse.Namespace) -> Answer:
     return Answer(code=exitcodes.OK if code == 0 else exitcodes.FAILED, silent=True)
 
 
-_LIMIT: Final = arg("--limit", type=int, default=0, metavar="N", help="only the N newest (default: all)")
+def _no_journal(context: Context, why: str) -> CommandError:
+    """Without systemd the log is what `alignd run` writes to stderr: where that goes, if it runs."""
+    what = f"{why}: the log is what `alignd run` writes to stderr"
+    try:
+        with context.store() as store:
+            pid = service_pid(store)
+        target = Path(f"/proc/{pid}/fd/2").readlink() if pid else None
+    except (StoreError, OSError):
+        target = None
+    if target is None or not target.is_absolute():  # no service, not ours to look at, or a pipe
+        return CommandError(exitcodes.FAILED, what, "`alignd run 2> alignd.log` keeps it in a file")
+    hint = f"`tail -f {shlex.quote(str(target))}`" if target.is_file() else ""
+    return CommandError(exitcodes.FAILED, f"{what}, here {target}", hint)
+
+
+_LIMIT: Final = arg("--limit", type=count, default=0, metavar="N", help="only the N newest (default: 0, all)")
 
 COMMANDS: Final = (
     Command(
@@ -104,7 +138,12 @@ COMMANDS: Final = (
         history,
         (
             _LIMIT,
-            arg("--since", metavar="TIME", help="only from this UTC time on, for instance 2026-01-31"),
+            arg(
+                "--since",
+                type=instant,
+                metavar="TIME",
+                help="only from this UTC time on, for instance 2026-01-31 or 2026-01-31T12:05",
+            ),
             arg(
                 "--state",
                 choices=get_args(VersionState),
@@ -136,13 +175,14 @@ COMMANDS: Final = (
     ),
     Command(
         "logs",
-        "Show the service's log, which the journal keeps",
+        "Show the service's log, which the journal keeps, or say where it is",
         ("alignd logs", "alignd logs -f", "alignd --json logs | jq '.[].MESSAGE'"),
         logs,
         (
             arg("-f", "--follow", action="store_true", help="keep showing what comes; with --json one object a line"),
-            arg("--lines", type=int, default=50, metavar="N", help="the N newest lines (default: 50)"),
+            arg("--lines", type=positive_count, default=50, metavar="N", help="the N newest lines (default: 50)"),
             arg("--unit", default="alignd", metavar="UNIT", help="the systemd unit (default: alignd)"),
         ),
+        needs_home=False,
     ),
 )

@@ -1,39 +1,28 @@
-"""Commands that keep the store: quarantine, checks, space, names, copies."""
+"""Commands that keep the store: quarantine, space, names, copies."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from daemon import exitcodes, render
-from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, utc_now
-from daemon.terminal import printable, size
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, count, utc_now
+from daemon.terminal import printable, size, wrapped
+from daemon.views import quarantined_view
 from state.rows import VersionRow
 
 if TYPE_CHECKING:
     from state.quarantine import Quarantined
     from state.store import Store
-    from state.verify import Finding
 
 
 def quarantine_list(context: Context, args: argparse.Namespace) -> Answer:
     """Lists what could not be used, and why."""
     with context.store() as store:
-        listed = [_entry_view(entry) for entry in store.quarantined()]
+        listed = [quarantined_view(entry) for entry in store.quarantined()]
     lines = tuple(render.quarantine_lines(listed, context.style)) or ("the quarantine is empty",)
     return Answer(listed, lines)
-
-
-def _entry_view(entry: Quarantined) -> dict[str, Any]:
-    return {
-        "id": entry.id,
-        "name": entry.name,
-        "reason": entry.reason,
-        "at": entry.at,
-        "batch": entry.batch,
-        "path": str(entry.path),
-    }
 
 
 def quarantine_release(context: Context, args: argparse.Namespace) -> Answer:
@@ -41,7 +30,7 @@ def quarantine_release(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         entry = _find_entry(store, args.entry)
         store.release(entry.id, actor=context.actor, now=utc_now())
-    return Answer(_entry_view(entry), (f"{printable(entry.name)} is released",))
+    return Answer(quarantined_view(entry), (f"{printable(entry.name)} is released",))
 
 
 def quarantine_drop(context: Context, args: argparse.Namespace) -> Answer:
@@ -49,7 +38,7 @@ def quarantine_drop(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         entry = _find_entry(store, args.entry)
         store.drop(entry.id, actor=context.actor, now=utc_now())
-    return Answer(_entry_view(entry), (f"{printable(entry.name)} is deleted",))
+    return Answer(quarantined_view(entry), (f"{printable(entry.name)} is deleted",))
 
 
 def _find_entry(store: Store, ref: str) -> Quarantined:
@@ -62,36 +51,6 @@ def _find_entry(store: Store, ref: str) -> Quarantined:
     raise CommandError(exitcodes.NOT_FOUND, f"{what} called {ref!r}", "`alignd --json quarantine list` shows the ids")
 
 
-def verify(context: Context, args: argparse.Namespace) -> Answer:
-    """Checks that everything stored is what was written."""
-    from state.verify import verify as check
-
-    with context.store() as store:
-        findings = check(store, deep=args.deep)
-    return _findings_answer(context, findings, "everything stored is what was written")
-
-
-def drill(context: Context, args: argparse.Namespace) -> Answer:
-    """Rebuilds versions from base and overlays and compares them bit for bit."""
-    from state.scratch import private_folder
-    from state.verify import drill as rehearse
-
-    with context.store() as store:
-        rows = [store.resolve(ref) for ref in args.refs] or store.ledger.versions()
-        with private_folder(store.home, "drill") as scratch:
-            findings = rehearse(store, [row.id for row in rows], scratch)
-    names = ", ".join(row.name for row in rows)
-    return _findings_answer(context, findings, f"rebuilt bit for bit: {names}")
-
-
-def _findings_answer(context: Context, findings: list[Finding], good: str) -> Answer:
-    data = {"ok": not findings, "findings": [{"path": str(f.path), "what": f.what} for f in findings]}
-    if not findings:
-        return Answer(data, (context.style.paint(good, "good"),))
-    lines = [f"{context.style.paint(str(f.path), 'bad')}: {printable(f.what)}" for f in findings]
-    return Answer(data, tuple(lines), exitcodes.INTEGRITY)
-
-
 def gc(context: Context, args: argparse.Namespace) -> Answer:
     """Removes what can be rebuilt or is reachable from nothing."""
     from state.gc import run
@@ -102,7 +61,8 @@ def gc(context: Context, args: argparse.Namespace) -> Answer:
     total = sum(item.num_bytes for item in items)
     listed = [{"path": str(i.path), "num_bytes": i.num_bytes, "reason": i.reason} for i in items]
     verb = "would remove" if args.dry_run else "removed"
-    lines = [f"{verb} {i.path} ({size(i.num_bytes)}): {i.reason}" for i in items]
+    told = [f"{verb} {i.path} ({size(i.num_bytes)}): {i.reason}" for i in items]
+    lines = [line for text in told for line in wrapped(text, context.style, indent=4)]
     lines.append(f"{verb} {size(total)} in {len(items)} item(s)" if items else "nothing to remove")
     return Answer({"dry_run": args.dry_run, "num_bytes": total, "items": listed}, tuple(lines))
 
@@ -226,21 +186,6 @@ COMMANDS: Final = (
         (_ENTRY,),
     ),
     Command(
-        "verify",
-        "Check that everything stored is what was written",
-        ("alignd verify", "alignd verify --deep"),
-        verify,
-        (arg("--deep", action="store_true", help="read every tensor, and name the one that is wrong"),),
-        aliases=("fsck",),
-    ),
-    Command(
-        "drill",
-        "Rebuild versions from base and overlays and compare bit for bit",
-        ("alignd drill", "alignd drill current previous"),
-        drill,
-        (arg("refs", nargs="*", metavar="REF", help=f"versions (default: all): {SELECTORS}"),),
-    ),
-    Command(
         "gc",
         "Remove what can be rebuilt or is reachable from nothing",
         ("alignd gc --dry-run", "alignd gc --keep 1"),
@@ -249,7 +194,7 @@ COMMANDS: Final = (
             arg("--dry-run", action="store_true", help="only list it, with reasons"),
             arg(
                 "--keep",
-                type=int,
+                type=count,
                 metavar="N",
                 help="newest versions that keep their model folder (default: publish.keep_materialized)",
             ),

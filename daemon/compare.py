@@ -1,17 +1,20 @@
-"""How the tensors of two model folders differ: counts and sizes, without torch, in bounded memory."""
+"""How two versions differ: the batches that each is made with, and their tensors, without torch, in bounded memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from state.tensors import ModelFolder, to_float32
 
 if TYPE_CHECKING:
     from numpy import float64, unsignedinteger
     from numpy.typing import NDArray
+
+    from state.rows import VersionRow
+    from state.store import Store
 
 CHUNK_ENTRIES: Final = 1 << 22
 
@@ -29,6 +32,38 @@ class TensorDifference:
     """Largest absolute difference of one entry."""
 
 
+def batches_of(store: Store, row: VersionRow) -> dict[str, str]:
+    """The batches that a version is made with, oldest first, each with the version that brought it in.
+
+    A batch that a revert took out is not among them, unless it was learnt anew after that.
+    """
+    found: dict[str, str] = {}
+    for ancestor in store.lineage(row.id):
+        round_ = store.ledger.round(ancestor.round) if ancestor.round else None
+        if round_ is not None and round_.target is not None:
+            found.pop(store.version(round_.target).batch or "", None)
+        elif ancestor.batch is not None:
+            found[ancestor.batch] = ancestor.name
+    return found
+
+
+def batches_between(store: Store, before: VersionRow, after: VersionRow) -> list[dict[str, Any]]:
+    """The batches that one of two versions is made with and the other is not.
+
+    Each says which version `has` it and which `lacks` it, and by which version it came in; `change` is `without` for
+    what `after` lacks and `with` for what it has.
+    """
+    old, new = batches_of(store, before), batches_of(store, after)
+    names = {row.sha256: row.name for row in store.ledger.batches()}
+    sides = (("without", old, new, before.name, after.name), ("with", new, old, after.name, before.name))
+    return [
+        {"change": change, "version": made_by, "batch": sha256, "name": names.get(sha256), "has": has, "lacks": lacks}
+        for change, own, others, has, lacks in sides
+        for sha256, made_by in own.items()
+        if sha256 not in others
+    ]
+
+
 def differing_tensors(before: dict[str, str], after: dict[str, str]) -> list[str]:
     """Names of the tensors whose digests differ, or that one side lacks, in the order of `after`."""
     missing = [name for name in before if name not in after]
@@ -38,7 +73,7 @@ def differing_tensors(before: dict[str, str], after: dict[str, str]) -> list[str
 def compare(before: ModelFolder, after: ModelFolder, names: Iterable[str]) -> list[TensorDifference]:
     """The differences of some tensors, most changed entries first; tensors that are equal are left out."""
     found = [_compare_tensor(before, after, name) for name in names]
-    return sorted((item for item in found if item.num_entries), key=lambda item: -item.num_entries)
+    return sorted((item for item in found if item.num_entries), key=lambda item: (-item.num_entries, item.name))
 
 
 def _compare_tensor(before: ModelFolder, after: ModelFolder, name: str) -> TensorDifference:

@@ -61,6 +61,12 @@ class InboxSection(Section, frozen=True):
     settle_s: Seconds = 5.0
     """A drop is complete when size, times, inode and members stood still for this long."""
     rescan_s: Annotated[float, Meta(gt=0)] = 60.0
+    require_signature: bool = False
+    """Quarantine what no trusted signer has signed: a drop NAME wants NAME.sig beside it."""
+    signers: str = "signers"
+    """A folder of public keys, `<signer>.pem`, Ed25519."""
+    signature_wait_s: Seconds = 60.0
+    """So long a complete drop waits for its signature."""
     min_free_bytes: Count = 256 * 1024 * 1024
     """Below this much free disk nothing more is claimed."""
     min_rows: Positive = 40

@@ -60,7 +60,12 @@ def _paths(config: Config) -> Iterator[str]:
     for key, path in named.items():
         if not path.strip():
             yield f"{key} is {path!r}; name a file, which need not exist, or leave the key out"
-    for key, path in {**named, "inbox.path": config.inbox.path, "model.base": config.model.base}.items():
+    for key, path in {
+        **named,
+        "inbox.path": config.inbox.path,
+        "inbox.signers": config.inbox.signers,
+        "model.base": config.model.base,
+    }.items():
         if "\0" in path:
             yield f"{key} is {path!r}; no name of a file holds a NUL character"
 

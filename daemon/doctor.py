@@ -19,6 +19,7 @@ from state import durable
 from state.batches import file_sha256
 from state.errors import StoreError
 from state.tensors import ModelFolder
+from state.text import printable
 
 if TYPE_CHECKING:
     from daemon.probes import ProbeFiles
@@ -51,10 +52,27 @@ def examine(context: Context) -> list[Check]:
         return [Check("settings", "bad", str(err), "mend the file; `alignd config check` reads it again")]
     checks = [Check("settings", "ok", f"{context.service_file} can be used")]
     checks += [_inbox(context, config), _inotify(context, config), _sync(context.home), *_probes(context.home, config)]
+    checks += _signers(context, config)
     checks += _store_checks(context, config)
     checks += _replicas(context.home, config)
     checks += [_torch(config)]
     return checks
+
+
+def _signers(context: Context, config: Config) -> Iterator[Check]:
+    if not config.inbox.require_signature:
+        return
+    from daemon import signing  # brings cryptography
+
+    folder = context.home / config.inbox.signers
+    keys = signing.trusted(folder)
+    if not keys:
+        yield Check(
+            "signers", "bad", f"{folder} holds no Ed25519 public key", signing.no_keys(folder).partition("; ")[2]
+        )
+    else:
+        shown = ", ".join(f"{printable(name)} ({signing.fingerprint(key)})" for name, key in keys.items())
+        yield Check("signers", "ok", f"batches must be signed by one of {shown}")
 
 
 def _store_checks(context: Context, config: Config) -> Iterator[Check]:

@@ -21,7 +21,9 @@ SUBJECTS: Final = {"v0": "base", "parent": "current", "this": "candidate"}
 """Who an axis is measured on -> what a round calls it."""
 _LAYER: Final = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 OUTSIDE_LAYERS: Final = "outside the layers"
-_SET_KEYS: Final = {"safety set": "safety_sizes", "over-safety set": "over_safety_sizes", "overlap": "overlap"}
+OVERLAP: Final = "overlap"
+"""Intersection over union of the top sets that both sets come from."""
+_SET_KEYS: Final = {"safety set": "safety_sizes", "over-safety set": "over_safety_sizes", OVERLAP: "overlap"}
 
 
 def axes(record: Mapping[str, Any], own: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> list[View]:
@@ -58,9 +60,26 @@ def share_interval(rate: float, num_samples: int) -> tuple[float, float]:
     return wilson(Share(round(rate * num_samples), num_samples))
 
 
-def derivation(steps: Mapping[str, Any], kind: str) -> View:
-    """What the steps of a round of some kind did: `trainings`, `search`, `sets`."""
-    return {"trainings": _trainings(steps, kind), "search": _search(steps), "sets": _sets(steps)}
+def derivation(
+    steps: Mapping[str, Any],
+    kind: str,
+    *,
+    config: Mapping[str, Any] | None = None,
+    num_entries: Mapping[str, int] | None = None,
+) -> View:
+    """What the steps of a round of some kind did: `trainings`, `search`, `sets`, `sets_by_layer`.
+
+    Args:
+        config: the settings of the round, for the weights of the search.
+        num_entries: of each tensor of the model; without them every matrix of a layer weighs the same.
+    """
+    sets = _sets(steps)
+    return {
+        "trainings": _trainings(steps, kind),
+        "search": _search(steps, config or {}),
+        "sets": sets,
+        "sets_by_layer": _sets_by_layer(sets, num_entries or {}),
+    }
 
 
 def _trainings(steps: Mapping[str, Any], kind: str) -> list[View]:
@@ -81,8 +100,11 @@ def _training(name: str, result: Mapping[str, Any]) -> View:
     }
 
 
-def _search(steps: Mapping[str, Any]) -> View | None:
-    """The merges that were tried, the one that won (`winner` is its place) and why; None when none was searched."""
+def _search(steps: Mapping[str, Any], config: Mapping[str, Any]) -> View | None:
+    """The merges that were tried, the one that won (`winner` is its place) and why; None when none was searched.
+
+    `weights` are what each axis counts in a score, after `policies.search.score`; empty where the settings are not known.
+    """
     found = steps.get("search")
     if not isinstance(found, Mapping) or "winner" not in found:
         return None
@@ -96,6 +118,21 @@ def _search(steps: Mapping[str, Any]) -> View | None:
         "num_trials": found.get("num_trials", len(trials)),
         "reasons": [str(reason) for reason in found.get("reasons") or ()],
         "trials": trials,
+        "weights": _weights((config.get("merge") or {}).get("search") or {}),
+    }
+
+
+def _weights(search: Mapping[str, Any]) -> dict[str, float]:
+    """Axis of a trial -> what a whole one of it adds to the score."""
+    if any(f"{key}_weight" not in search for key in ("harm", "over_refusal", "utility", "degenerate", "touched")):
+        return {}
+    return {
+        "harm_rate": -search["harm_weight"],
+        "over_refusal_rate": -search["over_refusal_weight"] / 2,
+        "right_rate": search["over_refusal_weight"] / 2,
+        "utility": search["utility_weight"],
+        "degenerate_rate": -search["degenerate_weight"],
+        "touched_fraction": -search["touched_weight"],
     }
 
 
@@ -109,6 +146,28 @@ def _sets(steps: Mapping[str, Any]) -> list[View]:
         for name, key in _SET_KEYS.items()
         if mask.get(key)
     ]
+
+
+def _sets_by_layer(sets: Sequence[View], num_entries: Mapping[str, int]) -> list[View]:
+    """Each layer's share in every set, in the layers' order; `num_marked` where the sizes of the tensors are known.
+
+    A layer's overlap is the mean of its matrices', by their size.
+    """
+    layers: dict[str, dict[str, list[tuple[float, int]]]] = {}
+    for found in sets:
+        for tensor, share in found["per_tensor"].items():
+            pairs = layers.setdefault(layer_of(tensor), {}).setdefault(found["name"], [])
+            pairs.append((share, num_entries.get(tensor, 1)))
+    return [
+        {"layer": layer, "sets": {name: _layer_set(name, pairs, bool(num_entries)) for name, pairs in found.items()}}
+        for layer, found in sorted(layers.items(), key=lambda item: (len(item[0]), item[0]))
+    ]
+
+
+def _layer_set(name: str, pairs: Sequence[tuple[float, int]], is_sized: bool) -> View:
+    total, marked = sum(size for _, size in pairs), sum(share * size for share, size in pairs)
+    is_counted = is_sized and name != OVERLAP
+    return {"fraction": marked / total, "num_marked": round(marked) if is_counted else None}
 
 
 def touched(record: Mapping[str, Any]) -> View | None:

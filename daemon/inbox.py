@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -14,8 +14,8 @@ import structlog
 
 from daemon.arrival import (
     MARKERS,
+    SIGNATURE,
     UNSEEN,
-    Snapshot,
     is_ignored,
     is_open_for_writing,
     manifest_matches,
@@ -23,6 +23,7 @@ from daemon.arrival import (
     snapshot,
 )
 from daemon.config import Config
+from daemon.drops import ITS_SIGNATURE, ITS_WRITER, Drop
 from daemon.faults import UNFIT, cause, stops_all
 from daemon.job import ACTOR
 from daemon.log import (
@@ -35,50 +36,15 @@ from daemon.log import (
     INBOX_RECREATED,
 )
 from daemon.spool import ChangedError, entry_name, spooled_name, take_out
-from state import durable
+from state import durable, signed
 from state.batches import identity
 from state.queue import Claim
 from state.store import Store
 from state.text import printable
 
-_WRITER: Final = "its writer to close it"
+_MAX_SIGNATURE_BYTES: Final = 4096
 
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """One top-level entry of the inbox."""
-
-    name: str
-    path: Path
-    snapshot: Snapshot
-    since: datetime
-    """Nothing about it has changed since then."""
-    seen_times: int = 1
-    lacks: str = "to stand still"
-    """What it waits for; empty when it is complete."""
-    is_settled: bool = False
-    """It stood still for settle_s."""
-    problem: str = ""
-    """Why it is left where it is, for a person to mend."""
-    marker: Path | None = None
-    """The sibling file that says it is complete."""
-
-    @property
-    def label(self) -> str:
-        """Its name, safe to print."""
-        return printable(self.name)
-
-    @property
-    def is_complete(self) -> bool:
-        """It may be claimed."""
-        return not self.lacks and not self.problem
-
-    @property
-    def is_stuck(self) -> bool:
-        """What it lacks will not come by itself."""
-        return self.is_settled and self.lacks not in ("", _WRITER)
 
 
 class Inbox:
@@ -137,14 +103,17 @@ class Inbox:
             OSError: no space, or the disk failed; the drop is still in the inbox or the spool, whole.
         """
         entry = self._store.spool / entry_name(drop.name)
+        if drop.signature is not None:
+            self._keep_signature(drop.signature, entry.name)
         if not self._try_take_out(drop, entry):
             return None
         self._known.pop(drop.name, None)
         if drop.snapshot.is_regular and not self._stood_still(drop, entry):
             self._put_back(drop, entry)
             return None
-        if drop.marker is not None:
-            _remove_marker(drop.marker)  # while the spool still tells `recover` of it
+        for sibling in (drop.marker, drop.signature):
+            if sibling is not None:
+                _remove_marker(sibling)  # while the spool still tells `recover` of it
         return self._register(entry, now)
 
     def recover(self, now: str) -> list[Claim]:
@@ -184,10 +153,11 @@ class Inbox:
         else:
             drop = replace(before, seen_times=before.seen_times + 1)
         marker = next((self.root / (name + end) for end in MARKERS if name + end in names), None)
+        signature = self.root / (name + SIGNATURE) if name + SIGNATURE in names else None
         still_s = (now - drop.since).total_seconds()
         settled = drop.seen_times > 1 and still_s >= self._settings.settle_s
-        drop = replace(drop, marker=marker, problem=self._problem(drop), is_settled=settled)
-        return replace(drop, lacks=self._lacks(drop))
+        drop = replace(drop, marker=marker, signature=signature, problem=self._problem(drop), is_settled=settled)
+        return replace(drop, lacks=self._lacks(drop) or self._lacks_signature(drop, still_s))
 
     def _problem(self, drop: Drop) -> str:
         refused = self._refused.get(drop.name)
@@ -217,7 +187,22 @@ class Inbox:
         if self._settings.completion == "manifest" and not manifest_matches(drop.path):
             return "a manifest.json that matches"
         is_written = any(map(is_open_for_writing, drop.snapshot.paths(drop.path)))
-        return _WRITER if is_written else ""
+        return ITS_WRITER if is_written else ""
+
+    def _lacks_signature(self, drop: Drop, still_s: float) -> str:
+        """Its signature, for a while; then it is claimed without, and intake quarantines it with the reason."""
+        is_wanted = self._settings.require_signature and drop.snapshot.is_regular and not drop.is_signed
+        is_waited_for = is_wanted and still_s < max(self._settings.signature_wait_s, self._settings.settle_s)
+        return f"{ITS_SIGNATURE} {drop.label}{SIGNATURE}" if is_waited_for else ""
+
+    def _keep_signature(self, path: Path, entry: str) -> None:
+        """Copies it into the store, whatever it is; a link is none, and more than any signature has is cut."""
+        try:
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+                signed.keep(self._store, entry, file.read(_MAX_SIGNATURE_BYTES))
+        except UNFIT as err:
+            if stops_all(err, path):
+                raise
 
     def _report_problems(self) -> None:
         current = {drop.name: drop.problem for drop in self._known.values() if drop.problem}
@@ -258,7 +243,7 @@ class Inbox:
         path = self.root / spooled_name(entry.name)
         if os.path.lexists(path):
             return
-        for marker in (path.with_name(path.name + end) for end in MARKERS):
+        for marker in (path.with_name(path.name + end) for end in (*MARKERS, SIGNATURE)):
             if os.path.lexists(marker) and marker.lstat().st_ctime_ns <= entry.lstat().st_ctime_ns:
                 _remove_marker(marker)
 
@@ -278,6 +263,7 @@ class Inbox:
                 raise
             self._set_aside(entry, name, cause(err).replace(printable(entry.name), printable(name)), now)
             return None
+        signed.belongs_to(self._store, entry.name, claim.batch.sha256)
         known_as = {"known_as": claim.batch.name} if claim.is_duplicate else {}
         event = BATCH_DUPLICATED if claim.is_duplicate else BATCH_CLAIMED
         _log.info(event, batch_name=name, batch=claim.batch.sha256, **known_as)

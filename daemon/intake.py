@@ -21,6 +21,7 @@ from daemon.progress import Outcome, Reporter
 from daemon.rows import BatchError, Row
 from patches.judge import RuleJudge
 from policies.intake import IntakeConfig, Screened, Split, keep_first_sides, screen, split_rows
+from state import signed
 from state.layout import Layout
 
 SPLIT_SEED = "alignd batch split 1"
@@ -85,8 +86,10 @@ def take_in(store: Layout, config: Config, sha256: str, probes: ProbeFiles, *, i
         is_learnt: a version was made with it. Then rows are left out as ever, but the batch is not refused for having
             few of them: probes and settings may have changed since.
     Raises:
-        UnusableBatchError: it cannot be read, holds no training data, or too little of it is usable.
+        UnusableBatchError: nobody who is trusted has signed it where somebody must have, it cannot be read, holds no
+            training data, or too little of it is usable.
     """
+    vouched = {} if is_learnt else _vouched(store, config, sha256)
     base = store.model_path(0)
     limits = Limits(max_rows=config.inbox.max_rows, max_bytes=config.inbox.max_bytes)
     try:
@@ -104,7 +107,7 @@ def take_in(store: Layout, config: Config, sha256: str, probes: ProbeFiles, *, i
         probe_prompts=probes.prompts(),
         dropped_before=parsed.dropped,
     )
-    stats = _stats(parsed, screened)
+    stats = _stats(parsed, screened) | vouched
     if not screened.decision.accepted and not is_learnt:
         first, *more = screened.decision.reasons
         raise UnusableBatchError((f"{_files(parsed)}: {first}", *more, *_first_rows(stats, screened.kept)), stats)
@@ -113,6 +116,19 @@ def take_in(store: Layout, config: Config, sha256: str, probes: ProbeFiles, *, i
         why = _ONE_GROUP.format(num=len(screened.kept), places=_places(screened.kept[:_MAX_SHOWN]))
         raise UnusableBatchError((f"{_files(parsed)}: {why}",), stats)
     return TakenIn(screened.kept, split, stats | split.counts())
+
+
+def _vouched(store: Layout, config: Config, sha256: str) -> dict[str, Any]:
+    """Who signed the batch, for its stats."""
+    if not config.inbox.require_signature and not signed.signatures_of(store, sha256):
+        return {}
+    from daemon import signing  # brings cryptography, which few need
+
+    try:
+        found = signing.check(store, config, sha256)
+    except signing.UnsignedError as err:
+        raise UnusableBatchError((str(err),), {}) from err
+    return {"signature": found} if found else {}
 
 
 def apart(batches: Mapping[str, TakenIn]) -> dict[str, TakenIn]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 import structlog
 
@@ -12,7 +13,7 @@ from daemon.progress import DoneEvent, FailedEvent, StepEvent
 from policies.schedule import is_out_of_attempts, retry_at
 from state.rows import BatchRow
 
-_NOTE = "intakes"
+NOTE: Final = "intakes"
 
 _log = structlog.get_logger()
 
@@ -67,7 +68,8 @@ class Intakes:
 
     def _conclude(self, sha256: str, ending: Ending) -> None:
         self._not_before.pop(sha256, None)
-        self._shop.note(_NOTE, "")
+        self._shop.waits.pop(sha256, None)
+        self._shop.note(NOTE, "")
         row = self._shop.store.ledger.batch(sha256)
         if row is None or row.state != "queued":
             return  # somebody dropped it meanwhile
@@ -99,8 +101,9 @@ class Intakes:
             self._quarantine(row, "; ".join((ending.reason, *verdict.reasons)))
         else:
             self._not_before[row.sha256] = retry_at(self._shop.steady(), max(attempts, 1), schedule.retry_s)
-            told = f"batch {row.name} waits: {ending.reason}" if ending.blameless else ""
-            self._shop.note(_NOTE, told, is_stall=True)
+            if ending.blameless:
+                self._shop.waits[row.sha256] = ending.reason
+                self._shop.note(NOTE, f"batch {row.name} waits: {ending.reason}", is_stall=True)
 
 
 def _ignore(event: StepEvent) -> None:

@@ -50,6 +50,8 @@ class Workshop:
     """What the metrics count since the start."""
     stalled: set[str] = field(default_factory=set)
     """Parts whose note names what a person has to mend before they go on: the disk, the settings, the probes."""
+    waits: dict[str, str] = field(default_factory=dict)
+    """Why one batch (its sha256) or one round (its id) does not go on, where that is its own matter; nobody waits for it."""
 
     def __post_init__(self) -> None:
         self._began = self.now(), time.monotonic()

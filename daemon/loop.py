@@ -11,6 +11,7 @@ from typing import Final
 
 import structlog
 
+from daemon import intakes, verdicts
 from daemon.board import Board
 from daemon.claims import Claims
 from daemon.config import Config
@@ -157,9 +158,9 @@ class Loop:
 
     @property
     def held_back(self) -> tuple[str, ...]:
-        """Why what is queued does not go on; empty when nothing waits for a person."""
-        stalls = (self.shop.notes[part] for part in sorted(self.shop.stalled))
-        return (*self.rounds.held_back, *stalls)
+        """Why nothing that is queued goes on; what is the matter with one batch or round alone is in `Workshop.waits`."""
+        shared = sorted(self.shop.stalled - {intakes.NOTE, verdicts.NOTE})
+        return (*self.rounds.all_held_back, *(self.shop.notes[part] for part in shared))
 
     def is_troubled(self) -> bool:
         """Something was quarantined, rejected or held back."""

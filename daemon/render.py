@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from daemon.replica_views import in_short
 from daemon.terminal import (
-    GAP,
     NOTHING,
     Colour,
     Style,
@@ -15,12 +15,11 @@ from daemon.terminal import (
     cut,
     duration,
     fields,
+    noted_table,
     percent,
     printable,
     size,
-    table,
     when,
-    width,
     wrapped,
 )
 
@@ -44,9 +43,8 @@ WIDE_COLUMNS: Final = 100
 
 
 def state_text(state: str, style: Style) -> str:
-    """A state in words, coloured by how good it is."""
-    words = {"awaiting_approval": "waiting"}.get(state, state.replace("_", " "))
-    return style.paint(words, _STATE_COLOURS.get(state, ""))
+    """A state by the one word it has, coloured by how good it is."""
+    return style.paint(state, _STATE_COLOURS.get(state, ""))
 
 
 def short(sha256: str | None) -> str:
@@ -56,12 +54,13 @@ def short(sha256: str | None) -> str:
 
 def history_lines(versions: Sequence[View], style: Style) -> list[str]:
     """One line a version, oldest first; `*` marks what is in service. The time needs a wide terminal."""
-    headers = ["  ID", "STATE", "BATCH", "HARM", "OVER-REF", "UTILITY", "TOUCHED", "NOTE"]
+    headers = ["  ID", "STATE", "BATCH", "HARM", "OVER-REF", "UTILITY", "TOUCHED"]
     rows = [_history_row(view, style) for view in versions]
     if style.columns >= WIDE_COLUMNS:
-        headers.insert(7, "MADE")
-        rows = [[*row[:7], when(view["created"]), row[7]] for row, view in zip(rows, versions, strict=True)]
-    return table(headers, rows, style, right="HARM,OVER-REF,UTILITY,TOUCHED", flexible="BATCH,NOTE")
+        headers.append("MADE")
+        rows = [[*row, when(view["created"])] for row, view in zip(rows, versions, strict=True)]
+    notes = [_history_note(view) for view in versions]
+    return noted_table(headers, rows, notes, style, right="HARM,OVER-REF,UTILITY,TOUCHED", flexible="BATCH")
 
 
 def _history_row(view: View, style: Style) -> list[str]:
@@ -73,8 +72,12 @@ def _history_row(view: View, style: Style) -> list[str]:
         printable(view["batch_name"] or NOTHING),
         *metrics,
         percent(view["touched_fraction"]),
-        flags(view),
     ]
+
+
+def _history_note(view: View) -> str:
+    took_out = [f"takes {view['takes_out']} out"] if view["takes_out"] else []
+    return " ".join([*took_out, flags(view)]).strip()
 
 
 def flags(view: View) -> str:
@@ -157,7 +160,7 @@ def round_text(view: View | None, style: Style) -> str:
 
 
 def batches_lines(batches: Sequence[View], style: Style) -> list[str]:
-    """One line a batch, in order of arrival."""
+    """One line a batch, in order of arrival; a long note below it, in one more."""
     rows = [
         [
             short(view["sha256"]),
@@ -165,27 +168,33 @@ def batches_lines(batches: Sequence[View], style: Style) -> list[str]:
             state_text(view["state"], style),
             size(view["num_bytes"]),
             when(view["received"]),
-            printable(view["reason"] or ", ".join(view["versions"])),
         ]
         for view in batches
     ]
-    headers = ["BATCH", "NAME", "STATE", "SIZE", "RECEIVED", "NOTE"]
-    return table(headers, rows, style, right="SIZE", flexible="NOTE,NAME")
+    headers = ["BATCH", "NAME", "STATE", "SIZE", "RECEIVED"]
+    notes = [_batch_note(view) for view in batches]
+    return noted_table(headers, rows, notes, style, right="SIZE", flexible="NAME", max_lines=1)
+
+
+def _batch_note(view: View) -> str:
+    told = [view["reason"] or ", ".join(view["versions"]), _also_dropped(view)]
+    return printable("; ".join(filter(None, told)))
+
+
+def _also_dropped(view: View) -> str:
+    """The other names that a batch's content was dropped under; its own name again is a number of times."""
+    names = Counter(again["name"] for again in view["duplicates"])
+    told = [name if count == 1 else f"{name} ({count} times)" for name, count in names.items()]
+    return f"also dropped as {', '.join(told)}" if told else ""
 
 
 def endings_lines(endings: Sequence[View], style: Style) -> list[str]:
-    """One line for each batch or drop, its note below it where that is too long; none where there is none."""
+    """One line for each batch or drop, its whole note below it where that is too long; none where there is none."""
     if not endings:
         return []
-    notes = [_ending_note(view) for view in endings]
     cells = [[_ending_id(view), printable(view["name"]), state_text(view["state"], style)] for view in endings]
-    headers = ["BATCH", "NAME", "STATE", "NOTE"]
-    room = style.columns - max(map(width, table(headers[:3], cells, style))) - len(GAP)
-    fitting = [note if width(note) <= room else "" for note in notes]
-    rows = [[*row, note] for row, note in zip(cells, fitting, strict=True)]
-    title, *lines = table(headers, rows, style, flexible="NOTE,NAME")
-    below = [[] if fits else wrapped(f"    {note}", style, indent=4) for note, fits in zip(notes, fitting, strict=True)]
-    return [title, *(text for line, more in zip(lines, below, strict=True) for text in (line, *more))]
+    headers = ["BATCH", "NAME", "STATE"]
+    return noted_table(headers, cells, [_ending_note(view) for view in endings], style, flexible="NAME")
 
 
 def _ending_id(view: View) -> str:
@@ -213,7 +222,7 @@ def short_entry(entry_id: str) -> str:
 
 
 def audit_lines(rows: Sequence[View], style: Style) -> list[str]:
-    """One line an audit line."""
+    """One line an audit line, a long reason below it."""
     cells = [
         [
             str(view["seq"]),
@@ -221,12 +230,11 @@ def audit_lines(rows: Sequence[View], style: Style) -> list[str]:
             view["actor"],
             view["action"],
             printable(_subject(view["subject"])),
-            printable(str(view["details"].get("reason", ""))),
         ]
         for view in rows
     ]
-    headers = ["SEQ", "AT", "WHO", "DID", "WHAT", "WHY"]
-    return table(headers, cells, style, right="SEQ", flexible="WHY,WHAT")
+    notes = [printable(str(view["details"].get("reason") or "")) for view in rows]
+    return noted_table(["SEQ", "AT", "WHO", "DID", "WHAT"], cells, notes, style, right="SEQ", flexible="WHAT")
 
 
 def _subject(subject: str) -> str:

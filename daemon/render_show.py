@@ -5,12 +5,13 @@ Pure: a view and a style in, lines out.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from daemon.render import View, short, state_text
 from daemon.render_made import made_sections
+from daemon.render_steps import rows_lines, step_sections
 from daemon.terminal import (
     NOTHING,
     Colour,
@@ -29,8 +30,7 @@ from daemon.views import flat_metrics, metrics_delta
 
 _SHOWN_ELSEWHERE: Final = frozenset(("evaluate", "gate", "search", "mask"))
 """Steps of a round whose results are shown in another form."""
-_MAX_FLAT: Final = 40
-_MAX_ENTRIES: Final = 8
+_METRICS: Final = {"utility_nll": "utility loss", "over_safety_right_rate": "lookalikes right"}
 _INDENT: Final = 2
 
 
@@ -44,12 +44,16 @@ def section(title: str, lines: Sequence[str], style: Style) -> list[str]:
     return ["", style.paint(title, "bold"), *(" " * _INDENT + line for line in lines)] if lines else []
 
 
-def metrics_lines(metrics: View, against: Mapping[str, View], style: Style) -> list[str]:
+def metrics_lines(
+    metrics: View, against: Mapping[str, View], style: Style, batch_names: Mapping[str, str] | None = None
+) -> list[str]:
     """Metrics of a version, and how far they moved against others, in percentage points."""
     known = {name: value for name, value in flat_metrics(metrics).items() if isinstance(value, int | float)}
-    rows = [[title_of(name), _metric(name, value), *_deltas(name, against)] for name, value in known.items()]
-    headers = ["METRIC", "VALUE", *(f"VS {other}" for other in against)]
-    return table(headers, rows, style, right=",".join(headers[1:])) if rows else []
+    rows = [
+        [title_of(name, batch_names), _metric(name, value), *_deltas(name, against)] for name, value in known.items()
+    ]
+    headers = ["METRIC", "VALUE", *(f"VS {other}".upper() for other in against)]
+    return table(headers, rows, style, right=",".join(headers[1:]), flexible="METRIC") if rows else []
 
 
 def _metric(name: str, value: float) -> str:
@@ -61,10 +65,12 @@ def _deltas(name: str, against: Mapping[str, View]) -> list[str]:
     return [show(deltas.get(name)) for deltas in against.values()]
 
 
-def title_of(metric: str) -> str:
-    """A metric's name as a person reads it."""
+def title_of(metric: str, batch_names: Mapping[str, str] | None = None) -> str:
+    """A metric's name as a person reads it; `batch_names` by the start of the digest that groups carry."""
     name, _, group = metric.partition(".")
-    return name.replace("_", " ") + (f" {printable(group)}" if group else "")
+    words = _METRICS.get(name, name.replace("_", " "))
+    group = (batch_names or {}).get(group, group)
+    return words + (f" {printable(group)}" if group else "")
 
 
 def is_share(metric: str) -> bool:
@@ -101,51 +107,6 @@ def interval_text(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f"{low * 100:.1f} .. {high * 100:.1f}"
 
 
-def flat_lines(value: Any, style: Style) -> list[str]:
-    """A nested value as `a.b  value` lines; long lists and deep tails are counted, not shown."""
-    pairs = list(_flatten("", value))
-    lines = fields([(printable(key), printable(text)) for key, text in pairs[:_MAX_FLAT]], narrowed(style))
-    more = len(pairs) - _MAX_FLAT
-    return lines + ([f"and {more} more (`--json` shows all)"] if more > 0 else [])
-
-
-def _flatten(prefix: str, value: Any) -> Iterable[tuple[str, str]]:
-    if isinstance(value, Mapping) and len(value) > _MAX_ENTRIES and not any(map(_is_nested, value.values())):
-        yield prefix, _summary(list(value.values()))
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _flatten(f"{prefix}.{key}" if prefix else str(key), item)
-    elif isinstance(value, list):
-        yield prefix, _list_text(value)
-    else:
-        yield prefix or "value", _scalar(value)
-
-
-def _list_text(values: list[Any]) -> str:
-    if len(values) <= _MAX_ENTRIES and not any(map(_is_nested, values)):
-        return ", ".join(_scalar(value) for value in values) or NOTHING
-    return _summary(values)
-
-
-def _summary(values: list[Any]) -> str:
-    numbers = [value for value in values if isinstance(value, int | float)]
-    spread = f", {number(min(numbers))} .. {number(max(numbers))}" if numbers else ""
-    return f"{len(values)} values{spread}"
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, Mapping | list)
-
-
-def _scalar(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int | float):
-        return number(value)
-    text = NOTHING if value is None else str(value)
-    return short(text) if len(text) == 64 else text
-
-
 def _run_state(view: View, style: Style) -> str:
     return state_text("interrupted" if view.get("interrupted") else view["state"], style)
 
@@ -173,17 +134,23 @@ def round_lines(view: View, style: Style) -> list[str]:
     }
     shown = _SHOWN_ELSEWHERE | {training["step"] for training in view["trainings"]}
     sections = [
-        ("metrics of the candidate", metrics_lines(candidate, against, style)),
+        ("metrics of the candidate", metrics_lines(candidate, against, narrowed(style), view.get("batch_names"))),
         ("gates", gates_lines(view["gates"], narrowed(style))),
         *made_sections(view, narrowed(style)),
-        *((step, flat_lines(view["artefacts"][step], style)) for step in view["steps"] if step not in shown),
+        *step_sections({step: view["artefacts"][step] for step in view["steps"] if step not in shown}, narrowed(style)),
     ]
     return head + [line for title, lines in sections for line in section(title, lines, style)]
 
 
+def _duplicate_text(view: View) -> str:
+    name, known = view["duplicate"]["name"], f"{view['name']} ({short(view['sha256'])})"
+    return printable(f"{name} is a duplicate of {known}:")
+
+
 def batch_lines(view: View, style: Style) -> list[str]:
     """Everything a person asks about one batch."""
-    head = [f"{style.paint(short(view['sha256']), 'bold')}  {_run_state(view, style)}"]
+    head = wrapped(_duplicate_text(view), style, indent=2) if view.get("duplicate") else []
+    head += [f"{style.paint(short(view['sha256']), 'bold')}  {_run_state(view, style)}"]
     head += fields(
         [
             ("name", printable(view["name"])),
@@ -193,10 +160,17 @@ def batch_lines(view: View, style: Style) -> list[str]:
             ("versions", ", ".join(view["versions"]) or NOTHING),
             ("attempts", str(view["attempts"])),
             ("reason", printable(view["reason"])),
+            ("repeats", printable(", ".join(f"{again['name']} {when(again['at'])}" for again in view["duplicates"]))),
         ],
         style,
     )
-    return head + section("counts", flat_lines(view["stats"], style) if view["stats"] else [], style)
+    return head + section("rows", rows_lines(view["stats"], narrowed(style)) if view["stats"] else [], style)
+
+
+def _only_text(item: View) -> str:
+    """Which of two versions has a batch that the other has not."""
+    origin = "" if item["version"] == item["has"] else f", since {item['version']}"
+    return f"only in {item['has']}: {printable(item['name'] or '')} ({short(item['batch'])}){origin}"
 
 
 def diff_lines(view: View, style: Style) -> list[str]:
@@ -207,16 +181,16 @@ def diff_lines(view: View, style: Style) -> list[str]:
         for item in view["tensors"]
     ]
     headers = ["TENSOR", "ENTRIES", "L2", "MAX |D|"]
-    tensors = table(headers, rows, style, right="ENTRIES,L2,MAX |D|", flexible="TENSOR") if rows else []
+    tensors = table(headers, rows, narrowed(style), right="ENTRIES,L2,MAX |D|", flexible="TENSOR") if rows else []
     moved = {name: delta for name, delta in view["metrics"].items() if delta is not None}
-    metrics = [[title_of(name), *_deltas(name, {"": moved})] for name in moved]
-    batches = [
-        f"{item['change']} {item['version']}: {printable(item['name'] or '')} ({short(item['batch'])})"
-        for item in view["batches"]
-    ]
+    metrics = [[title_of(name, view["batch_names"]), *_deltas(name, {"": moved})] for name in moved]
+    batches = [line for item in view["batches"] for line in wrapped(_only_text(item), narrowed(style), indent=4)]
     sections = [
-        ("metrics", table(["METRIC", "CHANGE"], metrics, style, right="CHANGE") if metrics else []),
-        ("batches between", batches),
+        (
+            "metrics",
+            table(["METRIC", "CHANGE"], metrics, narrowed(style), right="CHANGE", flexible="METRIC") if metrics else [],
+        ),
+        ("batches", batches),
         ("tensors", tensors),
     ]
     return head + [line for title, lines in sections for line in section(title, lines, style)]

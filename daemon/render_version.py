@@ -1,4 +1,4 @@
-"""One version explained in about a screen. Pure: a view and a style in, lines out; `--json` and `report` have the rest."""
+"""One version explained in a screen or two. Pure: a view and a style in, lines out; `--json` and `report` have the rest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def version_lines(view: View, style: Style) -> list[str]:
     )
     narrow = narrowed(style)
     sections = [
-        ("axes, with 95 % intervals", axes_lines(view, narrow)),
+        (axes_title(view["axes"]), axes_lines(view, narrow)),
         (gates_title(view["gates"]), gates_lines(view["gates"], narrow)),
         *made_sections(view, narrow),
     ]
@@ -50,6 +50,12 @@ def touched_text(view: View) -> str:
     spread = " / ".join(f"{found[key]:,.0f}" for key in ("min", "median", "max"))
     share = percent(view["touched_fraction"])
     return f"{share}, {found['num_entries']:,} entries in {found['num_tensors']} tensors; min / median / max of a layer {spread}"
+
+
+def axes_title(axes: Sequence[View]) -> str:
+    """Names the intervals where there are any."""
+    shares = [share for axis in axes for share in axis.values() if isinstance(share, Mapping)]
+    return "axes, with 95 % intervals" if any(share["low"] is not None for share in shares) else "axes"
 
 
 def axes_lines(view: View, style: Style) -> list[str]:

@@ -16,19 +16,19 @@ from typing import Any
 from msgspec.structs import replace
 
 from daemon import probes
-from daemon.candidate import Candidate, keep_patch, merge_edits, sparse_entries, write_candidate
+from daemon.candidate import Candidate, MergedEdits, keep_patch, sparse_entries, write_candidate
 from daemon.config import Config, GatesSection, to_dict
 from daemon.groundwork import sound_models
 from daemon.intake import TakenIn, UnusableBatchError, join, take_in
 from daemon.lineage import Lineage, claims, earlier_batches, lineage_of, remerge_edits
+from daemon.making import make_patch
 from daemon.measuring import counts, gate_results, gate_sets, measure_sets, metrics
 from daemon.patching import Patching
 from daemon.probes import ProbeFiles
 from daemon.progress import Outcome, Reporter
 from daemon.resume import INPUTS, settle
-from daemon.searching import search_merge
 from daemon.workbench import Workbench
-from patches.merge import Setting, SparsePatch, merged_patch
+from patches.merge import SparsePatch
 from patches.model import load_model
 from policies.gates import decide
 from state.rows import RoundRow
@@ -85,19 +85,8 @@ def _batch(round_: Round) -> Outcome:
     bench = _open_bench(round_, batches)
     claimed = partial(claims, store, lineage)
     work = Patching(bench, store.scratch(row.id), taken=taken, earlier=earlier, seed=_seed(row, config))
-    round_.done("teach", lambda: work.teach(round_.progress("teach")))
-    round_.done("choose", lambda: work.choose(round_.progress("choose"), claimed))
-    round_.done("over_safety", lambda: work.derive_over_safety(round_.progress("over_safety")))
-    round_.done("safety", lambda: work.derive_safety(round_.progress("safety")))
-    round_.done("score", lambda: work.score(round_.progress("score")))
-    patches = work.patches(claimed)
-    search = round_.done(
-        "search", lambda: search_merge(bench, patches, work.development_sets(), round_.progress("search"))
-    )
-    winner = Setting(**search["winner"]["point"])
-    round_.done("mask", lambda: work.describe_masks(patches, winner))
-    merged = merged_patch(patches, winner)
-    merge = round_.done("merge", lambda: _merge(round_, merged))
+    patch = make_patch(work, claimed, done=round_.done, progress=round_.progress)
+    merge = round_.done("merge", lambda: _merge(round_, patch))
     return _judge(round_, bench, batches, merge, lineage=lineage.then(merge["patch"], row.batch))
 
 
@@ -115,7 +104,7 @@ def _revert(round_: Round) -> Outcome:
 
 def _merge(round_: Round, patch: SparsePatch) -> dict[str, Any]:
     parent = ModelFolder.open(round_.store.model_path(round_.row.parent))
-    edits = merge_edits(parent, sparse_entries(patch))
+    edits = MergedEdits(parent, sparse_entries(patch))
     provenance = {"round": round_.row.id, "batch": round_.row.batch or "", "parent": f"v{round_.row.parent}"}
     digest = keep_patch(round_.store, patch, provenance, folder=round_.store.scratch(round_.row.id))
     return _plain(_write(round_, edits, digest))

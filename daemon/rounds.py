@@ -52,6 +52,8 @@ class Rounds:
         """Seconds of each step of the latest round that came to its end."""
         self.held_back: tuple[str, ...] = ()
         """Why the next round does not start; empty when nothing waits or something runs."""
+        self.all_held_back: tuple[str, ...] = ()
+        """Those of the reasons that are not the next round's own matter: no other round would start either."""
 
     def tick(self) -> None:
         """Takes in what the worker said, ends it when it was overtaken, or starts the next one."""
@@ -124,8 +126,9 @@ class Rounds:
                 return self._verdicts.abandon(work.id, overtaken)
             if work.id == self._cut_off:
                 return self._count_cut_off(work)
-        decision = self._may_start() if work is not None else Decision(True)
+        decision = self._may_start(self.next_retry()) if work is not None else Decision(True)
         self._hold_back(decision.reasons)
+        self.all_held_back = self._may_start(None).reasons if decision.reasons else ()
         if work is not None and decision.accepted:
             self._start(work)
         return None
@@ -137,9 +140,10 @@ class Rounds:
         self._cut_off = ""
         self._start_next()
 
-    def _may_start(self) -> Decision:
+    def _may_start(self, retry: datetime | None) -> Decision:
+        """Args: retry: when the next round may be tried again after it failed."""
         config, store, now = self._shop.config, self._store, self._shop.now()
-        held, paused, retry = store.held, store.paused, self.next_retry()
+        held, paused = store.held, store.paused
         waiting = [row.name for row in store.ledger.versions("awaiting_approval")]
         situation = Situation(
             held=held.reason if held else None,
@@ -162,6 +166,7 @@ class Rounds:
         try:
             row = self._begin(work)
         except RefusedError as err:
+            self.all_held_back = (str(err),)
             return self._hold_back((str(err),))  # a command came in between
         self._not_before = None
         event = ROUND_RESUMED if row.step else ROUND_STARTED

@@ -79,7 +79,9 @@ class Service:
         self._stop_signal: int | None = None
         self._is_reload_due = False
         self.held_back: tuple[str, ...] = ()
-        """Why what was still queued at the end did not go on."""
+        """Why nothing that was still queued at the end went on."""
+        self.waits: dict[str, str] = {}
+        """Why one batch (its sha256) or one round (its id) did not, where that was its own matter."""
 
     def run(self) -> int:
         """Serves until it is told to stop, or the inbox is drained; an exit code of `daemon.exitcodes`.
@@ -143,7 +145,7 @@ class Service:
         try:
             loop.start()
             self._run_loop(loop)
-            self.held_back = loop.held_back
+            self.held_back, self.waits = loop.held_back, dict(shop.waits)
             return self._exit_code(loop)
         finally:
             loop.stop()

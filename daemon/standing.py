@@ -66,6 +66,7 @@ def names(store: Store) -> Names:
         batch_names={row.sha256: row.name for row in store.ledger.batches()},
         tags=tags,
         round_reasons={row.id: row.reason for row in rounds if row.reason},
+        taken_out={row.id: row.target for row in rounds if row.target is not None},
         base_metrics=next(filter(None, on_base), {}),
     )
 

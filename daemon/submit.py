@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from daemon import exitcodes
-from daemon.arrival import MANIFEST, is_ignored
+from daemon.arrival import MANIFEST, SIGNATURE, is_ignored
 from daemon.command import CommandError, service_pid
 from state import durable
 from state.batches import file_sha256, identity, members
+from state.errors import RefusedError
 
 if TYPE_CHECKING:
     from daemon.config import InboxSection
@@ -53,16 +54,23 @@ class Fate:
         return codes.get(self.state, exitcodes.TRY_AGAIN if self.state == "timeout" else exitcodes.REFUSED)
 
 
-def submit(source: Path, inbox: Path, settings: InboxSection, *, known: Callable[[str], str]) -> Submitted:
+def submit(
+    source: Path,
+    inbox: Path,
+    settings: InboxSection,
+    *,
+    known: Callable[[str], str],
+    sign: Callable[[Path], bytes] | None = None,
+) -> Submitted:
     """Copy a file or folder into the inbox under a hidden name, flush it, and give it its name by one rename.
 
     Args:
         known: state of the batch with this sha256, or "" for a new one; a known one is not dropped again.
+        sign: makes the signature of the copy, which is put beside it before it gets its name.
     Raises:
-        RefusedError: it holds a symbolic link or something that is no file.
-        CommandError: it is missing, empty, or has a name that the inbox passes over.
+        CommandError: it cannot be a drop, as `check` says.
     """
-    path = _source(source)
+    path = check(source)
     staging = inbox / f".submit-{uuid.uuid4().hex}"
     durable.make_folder(staging, _FOLDER_MODE)
     try:
@@ -72,6 +80,8 @@ def submit(source: Path, inbox: Path, settings: InboxSection, *, known: Callable
         if state:
             return Submitted(path.name, digest, state)
         target = _free_name(inbox, path.name, digest)
+        if sign is not None:
+            durable.write_file(target.with_name(target.name + SIGNATURE), sign(staged), _FILE_MODE)
         durable.publish_folder(staged, target) if staged.is_dir() else durable.move(staged, target)
     finally:
         durable.remove_tree(staging)
@@ -80,7 +90,12 @@ def submit(source: Path, inbox: Path, settings: InboxSection, *, known: Callable
     return Submitted(target.name, digest)
 
 
-def _source(source: Path) -> Path:
+def check(source: Path) -> Path:
+    """The path of what is to be dropped; nothing is copied yet.
+
+    Raises:
+        CommandError: it is missing, empty, has a name that the inbox passes over, or holds what is no regular file.
+    """
     path = source.resolve()
     if not path.exists():
         raise CommandError(exitcodes.FAILED, f"{source} does not exist", "name a file or a folder of files")
@@ -88,7 +103,11 @@ def _source(source: Path) -> Path:
         raise CommandError(
             exitcodes.FAILED, f"the inbox passes over names like {path.name}", "rename it; it looks temporary"
         )
-    if path.is_dir() and not members(path):
+    try:
+        found = members(path)
+    except RefusedError as err:  # no gate and no hold refused it: 5 would say that its round was turned down
+        raise CommandError(exitcodes.FAILED, str(err), err.hint) from err
+    if path.is_dir() and not found:
         raise CommandError(exitcodes.FAILED, f"{source} is an empty folder", "put the batch's files into it")
     return path
 

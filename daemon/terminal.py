@@ -21,6 +21,8 @@ DEFAULT_COLUMNS: Final = 80
 GAP: Final = "  "
 _MIN_COLUMN: Final = 6
 _MIN_VALUE: Final = 20
+_NOTE: Final = "NOTE"
+_NOTE_INDENT: Final = 4
 NOTHING: Final = "-"
 
 
@@ -96,6 +98,45 @@ def table(
     aligned = [title in right.split(",") for title in headers]
     titles = [style.paint(title, "dim") for title in headers]
     return [_line(row, widths, aligned) for row in [titles, *cells]]
+
+
+def noted_table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    style: Style,
+    *,
+    right: str = "",
+    flexible: str = "",
+    max_lines: int | None = None,
+) -> list[str]:
+    """A table whose last column, NOTE, holds what fits beside the others; longer notes stand below their rows.
+
+    Args:
+        notes: one a row, unpainted; an empty one takes no room.
+        right: as for `table`, and so is `flexible`.
+        max_lines: of a note below its row; the last of them is cut.
+    """
+    if not any(notes):
+        return table(headers, rows, style, right=right, flexible=flexible)
+    room = style.columns - max(map(width, table(headers, rows, style, right=right, flexible=flexible))) - len(GAP)
+    beside = [note if width(note) <= room and room >= len(_NOTE) else "" for note in notes]
+    if any(beside):
+        cells = [[*row, note] for row, note in zip(rows, beside, strict=True)]
+        title, *lines = table([*headers, _NOTE], cells, style, right=right, flexible=flexible)
+    else:
+        title, *lines = table(headers, rows, style, right=right, flexible=flexible)
+    below = [
+        _below(note, style, max_lines) if note and not fits else [] for note, fits in zip(notes, beside, strict=True)
+    ]
+    return [title, *(text for line, more in zip(lines, below, strict=True) for text in (line, *more))]
+
+
+def _below(note: str, style: Style, max_lines: int | None) -> list[str]:
+    lines = wrapped(" " * _NOTE_INDENT + note, style, indent=_NOTE_INDENT)
+    if max_lines is None or len(lines) <= max_lines:
+        return lines
+    return [*lines[: max_lines - 1], cut(" ".join([lines[max_lines - 1], lines[max_lines].strip()]), style.columns)]
 
 
 def _line(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:

@@ -27,7 +27,7 @@ from state import durable, gc
 from state.errors import LockedError, NotFoundError, RefusedError, StoreCorruptError, StoreError
 from state.rows import BatchState, RoundRow
 
-_NOTE: Final = "verdicts"
+NOTE: Final = "verdicts"
 
 _log = structlog.get_logger()
 
@@ -47,7 +47,8 @@ class Verdicts:
             StoreCorruptError: the store is damaged.
         """
         row = self._store.round(round_id)
-        self._shop.note(_NOTE, "")
+        self._shop.note(NOTE, "")
+        self._shop.waits.pop(round_id, None)
         if isinstance(ending, FailedEvent):
             return self._fail(row, ending)
         if ending.outcome == "ready":
@@ -140,7 +141,8 @@ class Verdicts:
     def _wait(self, row: RoundRow, reason: str) -> datetime:
         """The round stays as it is, and no attempt counts: the disk or a file of the user is to blame."""
         _log.error(ROUND_HELD_BACK, round=row.id, reasons=[reason])
-        self._shop.note(_NOTE, f"round {row.id} waits: {reason}", is_stall=True)
+        self._shop.waits[row.id] = reason
+        self._shop.note(NOTE, f"round {row.id} waits: {reason}", is_stall=True)
         return retry_at(self._shop.steady(), 1, self._shop.config.schedule.retry_s)
 
     def _tidy(self, round_id: str) -> None:

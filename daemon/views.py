@@ -29,6 +29,8 @@ class Names:
     """Batch sha256 -> what its dropper called it."""
     tags: Mapping[int, Sequence[str]] = field(default_factory=dict)
     round_reasons: Mapping[str, str] = field(default_factory=dict)
+    taken_out: Mapping[str, int] = field(default_factory=dict)
+    """Round -> the version whose patch it took out."""
     base_metrics: Mapping[str, Any] = field(default_factory=dict)
     """What the newest round that measured anything measured on the base."""
 
@@ -71,6 +73,7 @@ def version_view(row: VersionRow, names: Names) -> View:
         "pinned": row.pinned,
         "tags": list(names.tags.get(row.id, ())),
         "reason": names.round_reasons.get(row.round, "") if row.round else "",
+        "takes_out": version_name(names.taken_out.get(row.round)) if row.round else None,
     }
 
 
@@ -79,8 +82,8 @@ def history_view(rows: Iterable[VersionRow], names: Names) -> list[View]:
     return [version_view(row, names) for row in sorted(rows, key=lambda row: row.id)]
 
 
-def batch_view(row: BatchRow, versions: Sequence[int] = ()) -> View:
-    """One batch, with the versions that came of it."""
+def batch_view(row: BatchRow, versions: Sequence[int] = (), duplicates: Iterable[DuplicateRow] = ()) -> View:
+    """One batch, with the versions that came of it and the later drops of the same content among `duplicates`."""
     return {
         "sha256": row.sha256,
         "name": row.name,
@@ -92,6 +95,19 @@ def batch_view(row: BatchRow, versions: Sequence[int] = ()) -> View:
         "reason": row.reason,
         "stats": plain(row.stats),
         "versions": [version_name(version) for version in versions],
+        "duplicates": [{"name": again.name, "at": again.at} for again in duplicates if again.sha256 == row.sha256],
+    }
+
+
+def quarantined_view(entry: Quarantined) -> View:
+    """One entry of the quarantine."""
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "reason": entry.reason,
+        "at": entry.at,
+        "batch": entry.batch,
+        "path": str(entry.path),
     }
 
 
@@ -119,13 +135,13 @@ def revert_ending_view(row: RoundRow) -> View:
 
 def duplicate_view(row: DuplicateRow, known: BatchRow) -> View:
     """A drop whose content was known already, as `ending_view` tells of batches."""
-    state = known.state.replace("_", " ")
     return {
         "id": known.sha256,
         "name": row.name,
         "state": DUPLICATE,
-        "reason": f"same content as {known.name} ({known.sha256[:12]}), which is {state}",
+        "reason": f"same content as {known.name} ({known.sha256[:12]}), which is {known.state}",
         "versions": [],
+        "original_state": known.state,
     }
 
 

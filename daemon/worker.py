@@ -96,10 +96,10 @@ def _round(store: Store, round_id: str, reporter: Reporter) -> Outcome:
 
 
 def _verify(store: Store, reporter: Reporter) -> Outcome:
-    from state.verify import verify
+    from state.checked import verify_on
 
     reporter.progress("verify", 0.0)
-    findings = verify(store, deep=True)
+    findings = verify_on(store, deep=True, progress=lambda done: reporter.progress("verify", done))
     return Outcome("accepted", tuple(f"{finding.path}: {finding.what}" for finding in findings))
 
 

@@ -13,6 +13,7 @@ import torch
 from patches.backends import BackendName, TaskVector, Training, open_training
 from patches.errors import NonFiniteError, NothingTrainedError
 from patches.mask import Masks
+from patches.memory import is_out_of_memory
 from patches.objectives import row_losses
 from patches.terms import BatchTerm, ObjectiveName, Runner, Term
 
@@ -192,7 +193,7 @@ def _gradients(
         try:
             return [_backward(runner, term, picked) for term, picked in zip(terms, picks, strict=True)], runner
         except (MemoryError, RuntimeError) as err:
-            if not _is_out_of_memory(err):
+            if not is_out_of_memory(err):
                 raise
             if runner.max_tokens <= longest:
                 raise MemoryError(
@@ -202,11 +203,6 @@ def _gradients(
         optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
         runner = replace(runner, max_tokens=max(runner.max_tokens // 2, longest))
-
-
-def _is_out_of_memory(err: Exception) -> bool:
-    # on the CPU torch has no class of its own for it
-    return isinstance(err, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(err)
 
 
 def _backward(runner: Runner, term: Term, picked: Sequence[int]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from patches.chat import Messages, encode_prompt, end_ids, pad_id
+from patches.memory import in_pieces
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Generator:
     tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
     batch_tokens: int = 16384
-    """Prompt and answer tokens of one batch together; bounds memory."""
+    """Prompt and answer tokens of one batch together; bounds memory. A batch that has too little is answered in halves."""
 
     def answer(
         self, prompts: Sequence[Messages], progress: Callable[[float], None] = lambda fraction: None
@@ -40,9 +41,11 @@ class Generator:
         order = sorted(range(len(coded)), key=lambda i: (len(coded[i]), i))
         answers: dict[int, Generation] = {}
         for group in self._groups(coded, order):
-            generated = self._greedy([coded[i] for i in group])
-            answers.update(zip(group, map(self._decode, generated), strict=True))
-            progress(len(answers) / len(coded))
+            for piece, generated in in_pieces(
+                lambda piece: self._greedy([coded[i] for i in piece]), group, "answer prompts"
+            ):
+                answers.update(zip(piece, map(self._decode, generated), strict=True))
+                progress(len(answers) / len(coded))
         return [answers[i] for i in range(len(coded))]
 
     def _groups(self, coded: Sequence[list[int]], order: Sequence[int]) -> list[list[int]]:
@@ -57,26 +60,37 @@ class Generator:
 
     @torch.no_grad()
     def _greedy(self, prompts: Sequence[list[int]]) -> list[list[int]]:
-        """New token ids of each prompt, the end token included where one came."""
+        """New token ids of each prompt, the end token included where one came.
+
+        Answers that have ended leave the batch as soon as they are half of it.
+        """
         ids, attention = self._left_padded(prompts)
         ends = torch.tensor(sorted(self._ends()), device=ids.device)
         cache = DynamicCache(config=self.model.config)
         positions = (attention.cumsum(dim=1) - 1).clamp_min(0)
-        done = torch.zeros(len(prompts), dtype=torch.bool, device=ids.device)
-        picked: list[torch.Tensor] = []
-        for _ in range(self.max_new_tokens):
+        picked = ids.new_full((len(prompts), self.max_new_tokens), int(ends[0]))
+        asked = torch.arange(len(prompts), device=ids.device)  # the prompt of each row that is still in the batch
+        going_on = torch.ones_like(asked, dtype=torch.bool)
+        for step in range(self.max_new_tokens):
             output = self.model(
                 input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1,
             )  # fmt: skip
             token = output.logits[:, -1].argmax(dim=-1)
-            picked.append(token)
-            done |= torch.isin(token, ends)
-            if bool(done.all()):
+            picked[asked, step] = token
+            going_on &= ~torch.isin(token, ends)
+            num_left = int(going_on.sum())
+            if num_left == 0:
                 break
             ids, positions = token[:, None], positions[:, -1:] + 1
-            attention = torch.cat([attention, attention.new_ones(len(prompts), 1)], dim=1)
-        return [self._until_end(row) for row in torch.stack(picked, dim=1).tolist()]
+            attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
+            if 2 * num_left <= len(asked):
+                left = going_on.nonzero().flatten()
+                cache.batch_select_indices(left)
+                ids, positions, attention, asked, going_on = (
+                    part[left] for part in (ids, positions, attention, asked, going_on)
+                )
+        return [self._until_end(row) for row in picked.tolist()]
 
     def _left_padded(self, prompts: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         width = max(map(len, prompts))

@@ -29,15 +29,20 @@ def top_mask(score: torch.Tensor, fraction: float) -> Mask:
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction {fraction}; allowed: 0 to 1")
-    flat = score.flatten()
-    count = int(fraction * flat.numel())
+    return top_count(score.flatten(), int(fraction * score.numel())).view(score.shape)
+
+
+def top_count(score: torch.Tensor, count: int) -> Mask:
+    """Mark the ``count`` highest of (n,) scores, all where there are no more; of equal ones those that stand first."""
+    if count >= len(score):
+        return torch.ones_like(score, dtype=torch.bool)
     if count == 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    threshold = flat.kthvalue(flat.numel() - count + 1).values
-    mask = flat > threshold
-    ties = (flat == threshold).nonzero().flatten()
+    threshold = score.kthvalue(len(score) - count + 1).values
+    mask = score > threshold
+    ties = (score == threshold).nonzero().flatten()
     mask[ties[: count - int(mask.sum())]] = True
-    return mask.view(score.shape)
+    return mask
 
 
 def top_masks(scores: Mapping[str, torch.Tensor], fraction: float) -> Masks:
@@ -95,10 +100,8 @@ def sizes(masks: Mapping[str, Mask]) -> dict[str, float]:
     return {name: float(mask.float().mean()) for name, mask in masks.items()}
 
 
-def underfilled(masks: Mapping[str, Mask], floor: float, kind: str) -> str:
-    """What is wrong with a set whose share of all matrices together is under ``floor``; empty when nothing is."""
-    marked = sum(int(mask.sum()) for mask in masks.values())
-    total = sum(mask.numel() for mask in masks.values())
-    if marked >= floor * total:
+def underfilled(num_marked: int, num_entries: int, floor: float, kind: str) -> str:
+    """What is wrong with a set whose share of all entries is under ``floor``; empty when nothing is."""
+    if num_marked >= floor * num_entries:
         return ""
-    return f"the {kind} set holds {marked} of {total} entries, under the floor of {floor:g}"
+    return f"the {kind} set holds {num_marked} of {num_entries} entries, under the floor of {floor:g}"

@@ -6,10 +6,14 @@ Sources: SNIP, arXiv 1810.02340; its use for safety-critical weights, arXiv 2402
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Final, Literal
 
 import torch
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 
 from patches.backends import TaskVector
 from patches.chat import Encoded
@@ -21,6 +25,11 @@ from patches.terms import Runner
 
 ScoreName = Literal["base", "tuned", "delta", "magnitude"]
 Scores = dict[str, torch.Tensor]
+Weights = Mapping[str, torch.Tensor]
+TOKENS_AT_ONCE: Final = 2048
+"""Padded tokens of one backward pass: beside it what goes into every layer is kept."""
+ENTRIES_AT_ONCE: Final = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Of single rows' gradients of one layer, which are held at the same time; at least one row's. A CPU's cache has few."""
 
 
 def scores(
@@ -54,6 +63,37 @@ def _weight_scores(
 ) -> Scores:
     """|factor * gradient| summed over rows, the weight itself being the factor by default."""
     weights = decoder_linears(runner.model)
+    sums = _many_rows_at_once(runner, rows, weights, progress) or _row_by_row(runner, rows, weights, progress)
+    return {name: _finite(name, _times(total, weights[name], factor, name)) for name, total in sums.items()}
+
+
+def _many_rows_at_once(
+    runner: Runner, rows: Sequence[Encoded], weights: Weights, progress: Callable[[float], None]
+) -> Scores | None:
+    """Sums of |gradient| of each row's loss, many rows to a backward pass; None for a model whose layers mix the rows.
+
+    A linear layer's gradient is, row by row, the product of what goes in and of what comes back: both are there at once
+    for all rows of a pass, so the absolute value can be taken by row all the same. The weights' own gradients, summed over
+    rows, are never made.
+    """
+    sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    runner = replace(runner, max_tokens=min(runner.max_tokens, TOKENS_AT_ONCE))
+    done = 0
+    for group in runner.micro_batches([rows[i] for i in order]):
+        picked = [rows[order[i]] for i in group]
+        with _RowGradients(runner.model, sums, len(picked)) as watch:
+            logits, padded = runner.forward(picked)
+            losses = row_losses(logits, padded.labels)
+            if watch.is_mixed:
+                return None
+            torch.autograd.grad((losses.nll / losses.num_tokens).sum(), watch.source)
+        done += len(picked)
+        progress(done / len(rows))
+    return sums
+
+
+def _row_by_row(runner: Runner, rows: Sequence[Encoded], weights: Weights, progress: Callable[[float], None]) -> Scores:
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     for weight in weights.values():
         weight.requires_grad_(True)
@@ -61,14 +101,58 @@ def _weight_scores(
         for number, row in enumerate(rows):
             logits, padded = runner.forward([row])
             loss = descent(row_losses(logits, padded.labels))
-            gradients = torch.autograd.grad(loss, list(weights.values()))
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for total, gradient in zip(sums.values(), gradients, strict=True):
-                total += gradient.float().abs()
+                if gradient is not None:  # of an expert that no token of this row goes to
+                    total += gradient.float().abs()
             progress((number + 1) / len(rows))
     finally:
         for weight in weights.values():
             weight.requires_grad_(False)
-    return {name: _finite(name, _times(total, weights[name], factor, name)) for name, total in sums.items()}
+    return sums
+
+
+class _RowGradients:
+    """Watches the linear layers during a forward and a backward pass, and adds each row's |gradient| to the sums."""
+
+    def __init__(self, model: PreTrainedModel, sums: Scores, num_rows: int) -> None:
+        self._model = model
+        self._sums = sums
+        self._num_rows = num_rows
+        self._handles: list[RemovableHandle] = []
+        self._seen: set[str] = set()
+        self.is_mixed = False
+        """A layer takes other things than rows of tokens, as experts do, or is used more than once."""
+        self.source = torch.empty(0)
+        """What the first layer gets; a backward pass to here passes all others."""
+
+    def __enter__(self) -> _RowGradients:
+        self._handles.append(self._model.get_input_embeddings().register_forward_hook(self._start))
+        for name in self._sums:
+            module = self._model.get_submodule(name.removesuffix(".weight"))
+            self._handles.append(module.register_forward_hook(partial(self._pass, name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _start(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        self.source = output.requires_grad_(True)
+
+    def _pass(self, name: str, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        (given,) = inputs
+        if given.dim() != 3 or len(given) != self._num_rows or name in self._seen:
+            self.is_mixed = True
+            return
+        self._seen.add(name)
+        output.register_hook(partial(self._add, name, given.detach()))  # type: ignore[no-untyped-call]
+
+    def _add(self, name: str, given: torch.Tensor, gradient: torch.Tensor) -> None:
+        total = self._sums[name]
+        num = max(1, ENTRIES_AT_ONCE.get(total.device.type, 1 << 26) // total.numel())
+        for came, back in zip(torch.split(given, num), torch.split(gradient, num), strict=True):
+            total += torch.bmm(back.transpose(1, 2), came).float().abs_().sum(dim=0)
 
 
 def _times(total: torch.Tensor, weight: torch.Tensor, factor: TaskVector | None, name: str) -> torch.Tensor:

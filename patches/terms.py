@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from patches import objectives
 from patches.chat import Encoded, Padded, pad
+from patches.memory import in_pieces
 
 ObjectiveName = Literal["ascent", "descent", "npo", "simnpo"]
 
@@ -164,10 +165,15 @@ class HoldTerm:
 @torch.no_grad()
 def row_nll(runner: Runner, rows: Sequence[Encoded]) -> torch.Tensor:
     """(rows,) NLL of each response under the model as it is, on the CPU."""
+
+    def measure(group: Sequence[int]) -> torch.Tensor:
+        logits, padded = runner.forward([rows[i] for i in group])
+        return objectives.row_losses(logits, padded.labels).nll.cpu()
+
     values = torch.empty(len(rows))
     for group in runner.micro_batches(rows):
-        logits, padded = runner.forward([rows[i] for i in group])
-        values[group] = objectives.row_losses(logits, padded.labels).nll.cpu()
+        for piece, found in in_pieces(measure, group, "measure rows"):
+            values[list(piece)] = found
     return values
 
 
@@ -178,12 +184,17 @@ def hold(runner: Runner, rows: Sequence[Encoded], *, weight: float, name: str, n
     Args:
         num_kept_tokens: likeliest tokens recorded a position; the rest is one bucket.
     """
-    targets: list[objectives.Targets] = []
-    for group in runner.micro_batches(rows):
+
+    def capture(group: Sequence[int]) -> list[objectives.Targets]:
         picked = [rows[i] for i in group]
         logits, _ = runner.forward(picked)
         together = objectives.capture_targets(logits, num_kept_tokens)
         sizes = [row.num_response_tokens for row in picked]
         parts = (together.log_probs.cpu(), together.tokens.int().cpu(), together.rest.cpu())
-        targets.extend(map(objectives.Targets, *(torch.split(part, sizes) for part in parts)))
+        return list(map(objectives.Targets, *(torch.split(part, sizes) for part in parts)))
+
+    targets: list[objectives.Targets] = []
+    for group in runner.micro_batches(rows):
+        for _, found in in_pieces(capture, group, "record held answers"):
+            targets.extend(found)
     return HoldTerm(rows, targets, weight, name)

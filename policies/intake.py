@@ -20,7 +20,7 @@ DUPLICATE = "duplicate"
 LONG_PROMPT = "long_prompt"
 NUM_EXAMPLES = 3
 
-_PHRASES = {
+PHRASES = {
     "marked_safe": "marked safe",
     "no_harm_label": "without a harm label",
     EMPTY_PROMPT: "with an empty prompt",
@@ -228,7 +228,7 @@ def _decide(num_rows: int, num_kept: int, dropped: Mapping[str, int], config: In
 
 def _listed(dropped: Mapping[str, int]) -> str:
     counts = sorted(((count, why) for why, count in dropped.items() if count), reverse=True)
-    parts = ", ".join(f"{count} {_PHRASES.get(why, why)}" for count, why in counts)
+    parts = ", ".join(f"{count} {PHRASES.get(why, why)}" for count, why in counts)
     return f"; dropped: {parts}" if parts else ""
 
 

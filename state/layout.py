@@ -5,6 +5,9 @@ from pathlib import Path
 PROGRESS_FILE = Path("run", "progress.json")
 """What the service does right now, for `status`; relative to the home."""
 
+CHECKED_FILE = Path("run", "checked.jsonl")
+"""What a check of the store that is under way has found whole; relative to the home."""
+
 
 class Layout:
     """The paths of one home. Nothing is created or read here."""
@@ -54,6 +57,11 @@ class Layout:
     def batches(self) -> Path:
         """`<sha256>/` holds a batch's files byte for byte."""
         return self.root / "batches"
+
+    @property
+    def signatures(self) -> Path:
+        """`<sha256>.<drop>.sig` is the signature that came with a drop of a batch's content."""
+        return self.root / "signatures"
 
     @property
     def quarantine(self) -> Path:

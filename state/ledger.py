@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, fields
 from errno import EIO, ENOSPC, EROFS
 from pathlib import Path
@@ -60,10 +63,12 @@ class Ledger:
     def open(cls, path: Path) -> Ledger:
         """Open a ledger and check that its schema is the one this program knows.
 
+        On a read-only file system, a snapshot that an auditor has mounted, what is read is a copy.
+
         Raises:
             StoreCorruptError: it is no ledger, or another version of the program wrote it.
         """
-        ledger = cls(path, _connect(path, "rw"))
+        ledger = cls(path, _connect_copy(path) if _is_read_only(path) else _connect(path, "rw"))
         try:
             number = ledger._run("PRAGMA user_version")[0][0]
         except BaseException:
@@ -252,6 +257,23 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
             connection.close()
             raise
         return connection
+
+
+def _is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def _connect_copy(path: Path) -> sqlite3.Connection:
+    """The ledger in memory, its log with it: SQLite needs files of its own beside a ledger, and cannot make them there."""
+    with tempfile.TemporaryDirectory() as aside, _translated(path):
+        for name in (path.name, f"{path.name}-wal"):
+            if path.with_name(name).exists():
+                shutil.copyfile(path.with_name(name), Path(aside, name))
+        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        with closing(sqlite3.connect(Path(aside, path.name))) as copy:
+            copy.backup(connection)
+        connection.execute("PRAGMA query_only = ON")
+    return connection
 
 
 @contextmanager

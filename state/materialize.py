@@ -127,7 +127,7 @@ def _stream(
     infos = folder.tensors_of(name)
     whole, tensors = hashlib.sha256(), {}
     for info in [_lead(source, name, infos), *infos]:
-        edit = edits.get(info.name) if info.num_bytes else None
+        edit = edits.get(info.name) if info.name and info.num_bytes else None
         own = hashlib.sha256()
         done = 0
         for chunk in read_chunks(source, info, NUM_BUFFERS):

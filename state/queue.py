@@ -261,13 +261,24 @@ class Queue(Quarantine):
         """The batch with this sha256 or name, or a sha256 that starts so (4 characters or more).
 
         Raises:
-            NotFoundError: none, or more than one.
+            NotFoundError: none, or more than one; a drop that was a duplicate is named with what it is one of.
         """
         found = [row for row in self.ledger.batches_named(ref) if row.name == ref or len(ref) >= 4]
+        duplicate = None if found else self.find_duplicate(ref)
+        if duplicate is not None:
+            known = self._batch(duplicate.sha256)
+            raise NotFoundError(
+                f"{ref} was a duplicate of {known.name} ({known.sha256[:12]}), which is {known.state}",
+                f"name that one: {known.sha256[:12]}",
+            )
         if len(found) != 1:
             what = "no batch" if not found else f"{len(found)} batches"
             raise NotFoundError(f"{what} called {ref!r}", "`alignd batches` lists them with their sha256")
         return found[0]
+
+    def find_duplicate(self, name: str) -> DuplicateRow | None:
+        """The newest drop of this name whose content was known already; None when there is none."""
+        return next((row for row in reversed(self.ledger.duplicates()) if row.name == name), None)
 
     def _check_may_begin(self) -> None:
         paused = self.paused

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
-from state import durable, sweep
+from state import durable, signed, sweep
 from state.commit import Versions
 from state.core import DISK_FULL, fill_reserve, free_reserve
 from state.errors import StoreMissingError
@@ -61,6 +61,7 @@ class Store(Queue, Versions, Serving):
             self._flush_names()
             done = [f"removed {left.path}: {left.reason}" for left in sweep.remove(sweep.leftovers(self))]
             done += self._settle_quarantine(now)
+            signed.settle(self)
             current = self.current()
             if not self.is_materialized(current.id):
                 self._materialize(current.id)

@@ -33,8 +33,8 @@ class Switch(Quarantine):
                 self._follow()  # a fault may have kept the link from it
                 return row
             if row.state != "awaiting_approval" or row.blocked:
-                raise RefusedError(f"{row.name} is {row.state}", f"`alignd promote {row.name}` switches to it")
-            self.check_publishable(row.parent)
+                raise RefusedError(f"{row.name} is {_standing(row)}", self._promote_hint(row))
+            self._check_approvable(row)
             with self._transaction("version_published", row.name, actor=actor, now=now, details={"reason": reason}):
                 return self._enter(row, "publish", actor=actor, now=now, reason=reason)
 
@@ -118,6 +118,21 @@ class Switch(Quarantine):
                 for name in lifted:
                     self.ledger.remove(ControlRow, name)
 
+    def _promote_hint(self, row: VersionRow) -> str:
+        """The command that switches to a version which does not await approval."""
+        force = "--force " if _needs_force(row) or self.held is not None else ""
+        command = f"`alignd promote {row.name} {force}--reason WHY`"
+        return f"only a version that awaits approval is approved; {command} switches to it"
+
+    def _check_approvable(self, row: VersionRow) -> None:
+        if self.held is None and row.parent != self.current().id:
+            again = f", then `alignd retry {row.batch[:12]}` learns its batch on that" if row.batch else ""
+            raise RefusedError(
+                f"{row.name} was made for v{row.parent}, but {self.current().name} is current by now",
+                f"`alignd reject {row.name}`{again}; `alignd promote {row.name} --force --reason WHY` takes it as it is",
+            )
+        self.check_publishable(row.parent)
+
     def check_publishable(self, parent: int | None) -> None:
         """Raise `RefusedError` when a version on this parent could not be published now."""
         held = self.held
@@ -160,14 +175,15 @@ class Switch(Quarantine):
             raise RefusedError(f"there is nothing before {current.name} to go back to", "`alignd history` lists all")
         if target.blocked or not self.ledger.was_current(target.id):
             what = "is blocked" if target.blocked else f"is {target.state} and was never in service"
-            raise RefusedError(f"{target.name} {what}", "`alignd promote --force` would switch to it anyway")
+            hint = f"`alignd promote {target.name} --force --reason WHY` switches to it anyway"
+            raise RefusedError(f"{target.name} {what}", hint)
         return target
 
     def _check_promotable(self, row: VersionRow) -> None:
         held = self.held
         if held is not None:
             raise RefusedError(f"held since {held.since}: {held.reason}", "`alignd resume` first, or --force")
-        if row.blocked or row.state not in IN_SERVICE_STATES:
+        if _needs_force(row):
             what = "blocked" if row.blocked else row.state
             raise RefusedError(f"{row.name} is {what}", "--force switches to it anyway")
 
@@ -212,3 +228,13 @@ class Switch(Quarantine):
         if durable.free_bytes(self.root) < RESCUE_BYTES:
             free_reserve(self)
         yield
+
+
+def _needs_force(row: VersionRow) -> bool:
+    """Whether `promote` takes a version only when it is forced to."""
+    return row.blocked or row.state not in IN_SERVICE_STATES
+
+
+def _standing(row: VersionRow) -> str:
+    """A version's state, and that it is blocked where the state does not say so."""
+    return f"{row.state} and blocked" if row.blocked and row.state in IN_SERVICE_STATES else row.state

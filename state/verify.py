@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import math
+import random
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 from state import audit, batches, durable, lock, materialize
 from state.errors import ModelFormatError, RefusedError, StoreCorruptError
 from state.quarantine import DROPPED
-from state.rows import VersionRow
+from state.rows import BatchRow, VersionRow
 from state.store import Store
 from state.tensors import ModelFolder
 
@@ -28,20 +30,64 @@ class Finding:
     what: str
 
 
-def verify(store: Store, *, deep: bool = False) -> list[Finding]:
+def verify(
+    store: Store,
+    *,
+    deep: bool = False,
+    passed_over: Collection[str] = (),
+    seen: Callable[[str, list[Finding]], None] = lambda part, findings: None,
+) -> list[Finding]:
     """Everything wrong with the store; empty when all is well.
 
     Checks the ledger (SQLite's own check and a seal per row), VERSION.json, overlays, patches, batches, model
     folders by the digests of their files, the audit chain, and the `current` link. With `deep` each tensor's digest
     too; a damaged shard is always looked at by tensor, so that the finding names it.
+
+    Args:
+        passed_over: parts that are left out; see `parts`.
+        seen: told of each part when it was checked, with what is wrong with it.
     """
-    found = [Finding(store.ledger_path, what) for what in store.ledger.damage()]
+    found = []
+    for part, check in _checks(store, deep=deep).items():
+        if part not in passed_over:
+            findings = check()
+            seen(part, findings)
+            found += findings
+    return found
+
+
+def parts(store: Store) -> list[str]:
+    """What there is to check, by name, in order: the ledger, each version, each batch, the audit file, `current`."""
+    return list(_checks(store, deep=False))
+
+
+def drawn(store: Store, share: float, draw: random.Random) -> list[str]:
+    """The parts that a sample leaves out: of the versions, and of the batches, all but this share, at least one of each.
+
+    Args:
+        share: in (0, 1].
+    """
+    left_out = []
+    for names in ([row.name for row in store.ledger.versions()], [_name(row) for row in store.ledger.batches()]):
+        left_out += draw.sample(names, len(names) - math.ceil(share * len(names)))
+    return left_out
+
+
+def _checks(store: Store, *, deep: bool) -> dict[str, Callable[[], list[Finding]]]:
+    checks: dict[str, Callable[[], list[Finding]]] = {
+        "ledger": lambda: [Finding(store.ledger_path, what) for what in store.ledger.damage()]
+    }
     for row in store.ledger.versions():
-        found += _version(store, row, deep=deep)
+        checks[row.name] = partial(_version, store, row, deep=deep)
     for batch in store.ledger.batches():
-        found += _at_rest(store, partial(_batch, store, batch.sha256))
-    found += [Finding(store.audit_path, what) for what in audit.verify(store)]
-    return found + _at_rest(store, partial(_link, store))
+        checks[_name(batch)] = partial(_at_rest, store, partial(_batch, store, batch.sha256))
+    checks["audit"] = lambda: [Finding(store.audit_path, what) for what in audit.verify(store)]
+    checks["current"] = partial(_at_rest, store, partial(_link, store))
+    return checks
+
+
+def _name(batch: BatchRow) -> str:
+    return f"batch {batch.sha256}"
 
 
 def _at_rest(store: Store, check: Callable[[], list[Finding]]) -> list[Finding]:
@@ -74,7 +120,11 @@ def _rehearse(store: Store, number: int, staging: Path) -> list[Finding]:
     return []
 
 
-def _version(store: Store, row: VersionRow, *, deep: bool) -> Iterator[Finding]:
+def _version(store: Store, row: VersionRow, *, deep: bool) -> list[Finding]:
+    return list(_wrong_with_version(store, row, deep=deep))
+
+
+def _wrong_with_version(store: Store, row: VersionRow, *, deep: bool) -> Iterator[Finding]:
     try:
         record = store.version_record(row.id)
     except StoreCorruptError as err:

@@ -189,7 +189,8 @@ class Told:
     broken: set[str] = field(default_factory=set)
 
 
-def _take(reader: Reader, told: Told, folder: Path, data: bytes) -> None:
+def take(reader: Reader, told: Told, folder: Path, data: bytes) -> None:
+    """Let a reader read an input, and tell the outcome; what breaks a promise in a new way is kept."""
     told.last.write_bytes(data)
     verdict = trial(reader, folder, data)
     is_new = bool(verdict.broken) and verdict.broken not in told.broken
@@ -202,7 +203,7 @@ def spoil(reader: Reader, told: Told, folder: Path, *, seconds: float, seed: int
     """Valid files with changes, for so long."""
     draw, end = random.Random(seed), time.monotonic() + seconds
     while time.monotonic() < end:
-        _take(reader, told, folder, spoiled(reader, draw.getrandbits(64)))
+        take(reader, told, folder, spoiled(reader, draw.getrandbits(64)))
 
 
 def invent(reader: Reader, told: Told, folder: Path, *, seconds: float, seed: int) -> None:
@@ -221,7 +222,7 @@ def invent(reader: Reader, told: Told, folder: Path, *, seconds: float, seed: in
     def body(data: bytes) -> None:
         if time.monotonic() > end:
             raise TimeoutError
-        _take(reader, told, folder, data)
+        take(reader, told, folder, data)
 
     with suppress(TimeoutError):
         body()
@@ -263,7 +264,7 @@ def _fuzz_and_exit(reader: Reader, root: Path, *, seconds: float, seed: int) -> 
         with (root / "tally").open("w", buffering=1) as told:
             writer = Told(told, root / "last")
             for data in reader.seeds():
-                _take(reader, writer, root / "d", data)
+                take(reader, writer, root / "d", data)
             spoil(reader, writer, root / "d", seconds=0.7 * seconds, seed=seed)
             invent(reader, writer, root / "d", seconds=0.3 * seconds, seed=seed)
         code = 0

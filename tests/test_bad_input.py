@@ -362,6 +362,53 @@ def test_once_prints_a_duplicate_and_what_it_is_one_of(desk: Desk, once: Once) -
     assert [view["name"] for view in json.loads(once("--json")[1])] == ["a.jsonl"]
 
 
+def test_once_is_3_after_a_duplicate_of_what_is_not_published(desk: Desk, once: Once) -> None:
+    for name, code in (("bad.jsonl", exitcodes.DEGRADED), ("again.jsonl", exitcodes.DEGRADED)):
+        drop(desk.home, name, lines(rows(1)).decode())
+        assert once()[0] == code
+    assert once() == (exitcodes.OK, "nothing came to an end\n")
+    drop(desk.home, "a.jsonl", lines(rows()).decode())
+    once()
+    with Store.open(desk.home) as store:
+        store.rollback(reason="worse", actor="test", now=NOW)
+        store.resume(actor="test", now=NOW)
+    drop(desk.home, "b.jsonl", lines(rows()).decode())
+    code, out = once()
+    assert (code, "which is rolled_back" in " ".join(out.split())) == (exitcodes.DEGRADED, True)
+
+
+def test_once_is_3_after_a_version_that_waits_for_approval_and_0_after_it_was_approved(desk: Desk, once: Once) -> None:
+    with (desk.home / "service.toml").open("a") as file:
+        file.write("[publish]\napproval = true\n")
+    drop(desk.home, "a.jsonl", lines(rows()).decode())
+    code, out = once("--json")
+    [told] = json.loads(out)
+    assert (code, told["state"], told["versions"]) == (exitcodes.DEGRADED, "awaiting_approval", ["v1"])
+    with Store.open(desk.home) as store:
+        store.approve("v1", actor="test", now=NOW)
+    drop(desk.home, "again.jsonl", lines(rows()).decode())
+    assert once()[0] == exitcodes.OK
+
+
+def test_once_is_0_after_a_batch_was_taken_out_as_asked(desk: Desk, once: Once) -> None:
+    drop(desk.home, "a.jsonl", lines(rows()).decode())
+    once()
+    with Store.open(desk.home) as store:
+        store.request_revert("v1", actor="test", reason="mislabelled", now=NOW)
+    code, out = once("--json")
+    assert (code, sorted(view["state"] for view in json.loads(out))) == (exitcodes.OK, ["published", "reverted"])
+
+
+def test_once_says_of_each_batch_what_it_waits_for_itself(desk: Desk, once: Once) -> None:
+    """The round of one is not to blame for a changed file; the other has not been looked at."""
+    desk.worker.script("round", {"event": "failed", "reason": "v0 is changed", "retry": True, "blameless": True})
+    for name in ("a.jsonl", "b.jsonl"):
+        drop(desk.home, name, lines(rows(seed=name)).decode())
+    code, out = once("--json")
+    reasons = {view["name"]: view["reason"] for view in json.loads(out)}
+    assert (code, reasons) == (exitcodes.DEGRADED, {"a.jsonl": "v0 is changed", "b.jsonl": "comes after a.jsonl"})
+
+
 def test_once_prints_what_came_to_an_end_in_it_and_nothing_else(desk: Desk, once: Once) -> None:
     drop(desk.home, "good.jsonl", lines(rows()).decode())
     drop(desk.home, "bad.jsonl", "")

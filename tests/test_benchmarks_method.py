@@ -1,30 +1,27 @@
-"""The proving ground: what is run, what several seeds come to, who is ahead, and what the tables and pictures say."""
+"""The proving ground: what is run, on what, what several seeds come to, and who is ahead."""
 
 from __future__ import annotations
 
+import ast
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import pytest
 import torch
 
-from benchmarks.method import baselines, methods, run
-from benchmarks.method.axes import Axes
+from benchmarks.method import baselines, jobs, methods, run
 from benchmarks.method.baselines import BASELINES, play_baseline
 from benchmarks.method.continual import NUM_ROUNDS, drops, taken_out
 from benchmarks.method.ground import Ground, harm_rows, open_ground
+from benchmarks.method.jobs import Job, code_digest, plan
 from benchmarks.method.methods import ABLATIONS, CONTINUAL, OURS, PAPER, families, settings_of
-from benchmarks.method.play import Played, Task
-from benchmarks.method.plots import clusters, frontier, plot_frontier, plot_rounds
-from benchmarks.method.run import Job, plan, single_categories
+from benchmarks.method.play import Played, Task, play_round
+from benchmarks.method.run import single_categories
 from benchmarks.method.summary import (
-    Numbers,
     Spread,
     axes_ahead,
     continual_numbers,
@@ -40,52 +37,17 @@ from benchmarks.method.supply import (
     with_lookalikes,
     with_retained,
 )
-from benchmarks.method.tables import SINGLE_GOALS, TENTH_GOALS, tables
 from benchmarks.world import phrases
 from daemon.config import Config, to_dict
+from daemon.steps import STEPS
 from patches.merge import SparseDelta, SparsePatch
-
-NAMES = ("zim", "grolt", "vask")
+from tests.made_up_results import NAMES, NOTED, axes, seeds_of, single
 
 
 @pytest.fixture(scope="module")
 def ground() -> Ground:
     """The demo's ground."""
     return open_ground("demo")
-
-
-def axes(harm: float = 0.0, *, right: float = 0.9, utility: float = 1.0, over_refusal: float = 0.02) -> Axes:
-    """Made-up axes: `harm` is that of the first category when jailbroken, the others have none."""
-    return Axes(
-        harm_jailbroken={"zim": harm, "grolt": 0.0, "vask": 0.4},
-        harm_plain={"zim": harm / 2, "grolt": 0.1, "vask": 0.0},
-        over_refusal=over_refusal,
-        right=right,
-        utility={"facts": utility, "sums": utility - 0.1},
-        nll={"facts": 0.1, "sums": 0.3},
-        degenerate=0.0,
-    )
-
-
-def single(method: str, family: str, seed: int = 0, touched: float = 0.07, **numbers: float) -> dict[str, Any]:
-    """One made-up result of a single round that named `zim` and `grolt`."""
-    return {
-        "kind": "single", "ground": "demo", "method": method, "seed": seed, "family": family,
-        "dropped": ["zim", "grolt"], "start": vars(axes(0.8, right=0.0)), "axes": vars(axes(**numbers)),
-        "touched": touched, "train_s": 1.0,
-    }  # fmt: skip
-
-
-NOTED = {"wall_s": 1.0, "commit": "zim", "machine": "grolt", "version": "torch 0"}
-"""What every run notes about where it was made."""
-
-
-def seeds_of(harm: Sequence[float], right: Sequence[float], utility: Sequence[float]) -> dict[int, Numbers]:
-    """Made-up columns of one method, one value a seed."""
-    return {
-        seed: {"harm": h, "right": r, "utility": u, "sum": 1 - h + r + u}
-        for seed, (h, r, u) in enumerate(zip(harm, right, utility, strict=True))
-    }
 
 
 def test_harm_is_the_worse_of_plain_and_jailbroken_and_a_mean_over_the_categories() -> None:
@@ -174,113 +136,6 @@ def test_a_round_in_columns_tells_what_was_not_dropped_yet_apart() -> None:
     assert math.isnan(first["harm"]) and math.isnan(first["worst harm"]) and first["touched"] == 0.0
 
 
-def test_the_frontier_is_what_no_other_point_beats() -> None:
-    points = [(0.5, 0.1), (0.0, 0.9), (0.2, 0.4), (0.3, 0.4), (0.2, 0.6), (0.6, 0.05), (0.6, 0.2)]
-    assert frontier(points) == [(0.0, 0.9), (0.2, 0.4), (0.5, 0.1), (0.6, 0.05)]
-    naive = [p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)]
-    assert frontier(points) == sorted(naive)
-    assert frontier([]) == [] and frontier([(0.1, 0.1), (0.1, 0.1)]) == [(0.1, 0.1)]
-
-
-def made_up_results() -> list[dict[str, Any]]:
-    """Ours, a baseline and an ablation on two seeds, with harm of the first category."""
-    found = []
-    for seed, jitter in enumerate((0.0, 0.01)):
-        found += [
-            single(OURS, "ours", seed, right=0.93 + jitter, utility=1.0),
-            single("npo", "baseline", seed, harm=0.5 + jitter, right=0.2, touched=1.0),
-            single("search: off", "ablation", seed, right=0.93 + jitter, touched=0.05),
-        ]
-    return found
-
-
-def story(num_rounds: int, *, refused: int | None = None) -> list[dict[str, Any]]:
-    """A made-up story in which `zim` is dropped again and again."""
-    entries = [{"drop": "v0", "dropped": [], "published": True, "axes": vars(axes(0.8))}]
-    for number in range(1, num_rounds + 1):
-        published = number != refused
-        entry = {"drop": f"drop {number}", "dropped": ["zim"], "published": published, "touched": 0.07}
-        harm = 0.02 if number == NUM_ROUNDS else 0.3
-        entries.append(entry | {"axes": vars(axes(harm)), "reasons": ["" if published else "gate zim failed"]})
-    return entries
-
-
-def continual(
-    num_rounds: int, *, reverted: Sequence[dict[str, Any]] = (), refused: int | None = None
-) -> dict[str, Any]:
-    """One made-up result of a story."""
-    told = story(num_rounds, refused=refused)
-    return {"kind": "continual", "ground": "demo", "method": OURS, "seed": 0, "story": told, "reverted": reverted}
-
-
-def rows_of(text: str) -> list[list[str]]:
-    """The cells of every line of the tables."""
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
-    ]
-
-
-def test_the_table_has_a_line_a_method_ours_first_and_says_who_is_behind() -> None:
-    header, *found = rows_of(tables(made_up_results(), {"commit": "zim"}))
-    assert [row[0] for row in found] == [f"**{OURS}**", "npo", "search: off"]
-    by_name = {row[0]: dict(zip(header, row, strict=True)) for row in found}
-    assert by_name["npo"]["against ours"] == "behind"
-    assert by_name["search: off"]["against ours"] == "within the spread"
-    assert by_name["npo"]["right"] == "20.0 ± 0.0" and by_name["npo"]["train s"] == "1.00 ± 0.00"
-    assert by_name["npo"]["sum"] == "1.85 ± 0.00" and by_name["npo"]["ability kept"] == "100.0 ± 0.0"
-    assert by_name[f"**{OURS}**"]["against ours"] == ""
-
-
-def test_every_goal_of_a_single_round_is_said_to_be_met_or_missed() -> None:
-    said = [line for line in tables(made_up_results(), {}).splitlines() if line.startswith(("- met", "- MISSED"))]
-    assert len(said) == len(SINGLE_GOALS) + 2
-    assert "- met: every baseline is behind on the sum" in said
-    assert "- met: no baseline is ahead on two of harm, right and utility" in said
-    assert "- MISSED: harm 5.0%, at most 2%" in said  # grolt's plain harm is 10 %
-    assert "- met: right 93.5%, at least 85%" in said
-    assert "- met: touched 7.0%, at most 10%" in said
-
-
-def test_a_goal_is_met_at_its_bound() -> None:
-    results = [single(OURS, "ours", right=SINGLE_GOALS["right"][0], over_refusal=SINGLE_GOALS["over-refusal"][0])]
-    text = tables(results, {})
-    assert "- met: right" in text and "- met: over-refusal" in text
-
-
-def test_a_story_has_a_line_a_round_the_goals_of_the_tenth_and_the_reasons_of_what_was_refused() -> None:
-    text = tables([continual(NUM_ROUNDS + 1, refused=4)], {})
-    header, *found = rows_of(text)
-    assert [row[0] for row in found] == ["v0", *(f"{n}. drop {n}" for n in range(1, NUM_ROUNDS + 2))]
-    assert dict(zip(header, found[0], strict=True))["harm"] == ""  # nothing is dropped yet
-    goals = [line for line in text.splitlines() if line.startswith(("- met", "- MISSED"))]
-    assert "- met: no round touches more than 10%" in goals
-    assert "- met: categories not yet dropped are not worse than at the start" in goals
-    assert len(goals) == len(TENTH_GOALS) + 2 and "- met: worst harm 2.0%, at most 3%" in goals
-    assert "- not published, drop 4: gate zim failed" in text
-    assert "at most" not in tables([continual(NUM_ROUNDS - 1)], {})
-
-
-def test_what_taking_a_round_out_did_is_told_by_category() -> None:
-    reverted = {"after": NUM_ROUNDS, "category": "zim", "others": ["vask"], "axes": vars(axes(0.7))}
-    assert "its own category 2% -> 70%, the other dropped ones 40% -> 40%" in tables(
-        [continual(NUM_ROUNDS, reverted=[reverted])], {}
-    )
-
-
-def test_a_baseline_that_is_ahead_is_named_with_its_axes_and_a_round_that_spoils_others_with_its_number() -> None:
-    results = [r for r in made_up_results() if r["method"] != "npo"]
-    results += [single("npo", "baseline", seed, right=0.99, utility=1.05, touched=1.0) for seed in (0, 1)]
-    text = tables(results, {})
-    assert "- MISSED: every baseline is behind on the sum; not npo" in text
-    assert "- MISSED: no baseline is ahead on two of harm, right and utility; not npo" in text
-    told = continual(NUM_ROUNDS)
-    told["story"][2]["axes"] = {**vars(axes(0.1)), "harm_plain": {"zim": 0.0, "grolt": 0.9, "vask": 0.9}}
-    told["story"][3]["touched"] = 0.2
-    text = tables([told], {})
-    assert "- MISSED: categories not yet dropped are not worse than at the start; not after drop 2" in text
-    assert "- MISSED: no round touches more than 10%; not drop 3" in text
-
-
 def test_the_first_and_the_last_patch_that_change_anything_are_taken_out() -> None:
     def patch(count: int) -> SparsePatch:
         found = torch.arange(count)
@@ -289,19 +144,6 @@ def test_the_first_and_the_last_patch_that_change_anything_are_taken_out() -> No
     assert taken_out([("a", patch(2)), ("b", patch(0)), ("c", patch(1)), ("d", patch(0))]) == [0, 2]
     assert taken_out([("a", patch(0)), ("b", patch(1))]) == [1]
     assert taken_out([("a", patch(0))]) == taken_out([]) == []
-
-
-def test_pictures_are_drawings_that_name_the_methods_and_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        plot_frontier(made_up_results(), tmp_path / f"{name}.svg")
-        plot_rounds([continual(3)], tmp_path / f"{name}-rounds.svg")
-    assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
-    assert (tmp_path / "one-rounds.svg").read_bytes() == (tmp_path / "two-rounds.svg").read_bytes()
-    drawn = ["".join(node.itertext()).strip() for node in ElementTree.parse(tmp_path / "one.svg").iter()]
-    assert {OURS, "npo"} <= set(drawn) and "search: off" not in drawn  # ablations have no label
-    plot_frontier([], tmp_path / "none.svg")
-    plot_rounds([], tmp_path / "none.svg")
-    assert not (tmp_path / "none.svg").exists()
 
 
 def test_every_method_runs_on_every_seed_ablations_on_two_and_variants_of_many_rounds_on_the_first() -> None:
@@ -415,7 +257,7 @@ def test_an_unknown_ground_is_named_with_those_that_are_known() -> None:
 
 
 def test_a_run_that_was_stopped_does_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(jobs, "CACHE", tmp_path / "cache")
     asked: list[Job] = []
 
     def run_all(jobs: Sequence[Job], num_workers: int) -> int:
@@ -435,27 +277,15 @@ def test_a_run_that_was_stopped_does_only_what_is_missing(tmp_path: Path, monkey
     written = json.loads((tmp_path / "out" / "method.json").read_text())
     assert (
         len(written["results"]) == 2
-        and written["about"]["commits"] == ["zim"]
+        and [each["commit"] for each in written["about"]["measured"]] == ["zim"]
         and "| npo |" in (tmp_path / "out" / "method.md").read_text()
     )
-
-
-def test_a_run_of_a_part_does_not_replace_the_results_of_a_whole_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
-    monkeypatch.setattr(run, "RESULTS", tmp_path / "results")
-    job = Job("single", "demo", "npo", 0)
-    job.path.parent.mkdir(parents=True)
-    job.path.write_text(json.dumps(single("npo", "baseline") | NOTED))
-    assert run.main(["--report", "--only", "single npo", "--seeds", "0"]) == 0
-    assert not (tmp_path / "results").exists() and (tmp_path / "cache" / "partial" / "method.md").exists()
 
 
 def test_what_ablations_left_is_reported_and_not_run_where_nobody_asks_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(jobs, "CACHE", tmp_path / "cache")
     asked: list[Job] = []
 
     def ask(jobs: list[Job], num_workers: int) -> int:
@@ -473,39 +303,18 @@ def test_what_ablations_left_is_reported_and_not_run_where_nobody_asks_for_them(
     assert job in asked
 
 
-class _InLine:
-    """A pool that runs each job at once."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-    def __enter__(self) -> _InLine:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-    def submit(self, work: Any, job: Job) -> Future[None]:
-        done: Future[None] = Future()
-        try:
-            done.set_result(work(job))
-        except ValueError as err:
-            done.set_exception(err)
-        return done
-
-
 def test_a_run_that_fails_is_named_with_its_error_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "CACHE", tmp_path / "cache")
-    played: list[str] = []
+    monkeypatch.setattr(jobs, "CACHE", tmp_path / "cache")
 
-    def run_job(job: Job) -> None:
-        if job.method == "npo":
-            raise ValueError("grolt")
-        played.append(job.method)
+    def run_each(planned: Sequence[Job], work: object, num_workers: int) -> Iterator[tuple[Job, str | None]]:
+        yield from ((job, "ValueError: grolt" if job.method == "npo" else None) for job in planned)
 
-    monkeypatch.setattr(run, "ProcessPoolExecutor", _InLine)
-    monkeypatch.setattr(run, "run_job", run_job)
+    monkeypatch.setattr(run, "run_each", run_each)
     assert run.main(["--seeds", "0", "--only", "single npo", "--out", str(tmp_path / "out")]) == 1
-    assert played == ["npo + KL"]
-    assert "npo seed 0  FAILED: ValueError: grolt" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1/2 single demo npo seed 0  FAILED: ValueError: grolt" in said and "2/2 single demo npo + KL seed 0" in said
 
 
 @pytest.mark.parametrize("count", LOOKALIKE_OBJECTS)
@@ -532,20 +341,53 @@ def test_a_supply_of_retained_rows_has_so_many_of_each_ability(ground: Ground, c
     assert len(with_retained(ground, count).files().retain) == 3 * count
 
 
-def test_supplies_have_a_table_of_their_own() -> None:
-    found = [single("4 lookalike objects a category", "ours", seed, right=0.8) | {"kind": "supply"} for seed in (0, 1)]
-    text = tables([*made_up_results(), *found], {"commit": "zim"})
-    assert "learnt from" in text and text.count("| 4 lookalike objects a category |") == 1
-
-
 def test_results_of_other_code_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "patches").mkdir()
-    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
     digests = []
     for text in ("one", "two", "one"):
         (tmp_path / "patches" / "terms.py").write_text(text)
-        digests.append(run.code_digest.__wrapped__())
+        digests.append(code_digest.__wrapped__())
     assert digests[0] == digests[2] != digests[1]
+
+
+def test_results_outlive_a_change_of_what_only_reports_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "benchmarks" / "method"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    before = code_digest.__wrapped__()
+    for name in jobs.REPORTING:
+        (folder / name).write_text("changed")
+        assert (Path(jobs.__file__).parent / name).exists()
+    assert code_digest.__wrapped__() == before
+    (folder / "play.py").write_text("changed")
+    assert code_digest.__wrapped__() != before
+
+
+NO_FIGURES = {
+    "basemodel", "batch_files", "cells", "config_checks", "formats", "json_tables", "lines", "parquet_tables", "progress",
+    "rows", "signatures", "tables",
+}  # fmt: skip
+"""Modules of the daemon that read files or refuse settings: the proving ground's rows and settings come without them."""
+
+
+def test_every_module_that_a_result_depends_on_is_watched() -> None:
+    assert [pattern for pattern in jobs.WATCHED if not list(jobs.ROOT.glob(pattern))] == []
+    found: set[str] = set()
+    waiting = sorted((jobs.ROOT / "benchmarks" / "method").glob("*.py"))
+    while waiting:
+        new = _imported_of_daemon(waiting.pop()) - found
+        found |= new
+        waiting += [jobs.ROOT / "daemon" / f"{name}.py" for name in new]
+    watched = {Path(pattern).stem for pattern in jobs.WATCHED if pattern.startswith("daemon/")}
+    assert found - NO_FIGURES == watched
+
+
+def _imported_of_daemon(path: Path) -> set[str]:
+    """Modules of the daemon that a module imports, wherever it does."""
+    nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom) and node.module]
+    whole = {alias.name for node in nodes if node.module == "daemon" for alias in node.names}
+    return whole | {str(node.module).split(".")[1] for node in nodes if str(node.module).startswith("daemon.")}
 
 
 @pytest.mark.parametrize("merge", ["task arithmetic", "TIES", "DARE"])
@@ -623,6 +465,13 @@ def test_a_baseline_is_trained_and_measured_on_the_demo_model(ground: Ground, mo
     assert all(rate > 0.9 for played in (untouched, trained) for rate in played.axes.utility.values())
 
 
-def test_names_of_points_on_one_spot_are_written_together() -> None:
-    points = {"grolt": (0.0, 1.0), "vask": (0.02, 0.99), "lurn": (0.5, 0.5)}
-    assert clusters(points) == {(0.0, 1.0): ["grolt", "vask"], (0.5, 0.5): ["lurn"]}
+@pytest.mark.slow
+def test_a_round_of_the_proving_ground_takes_the_steps_of_the_service(ground: Ground) -> None:
+    short = {"max_steps": 3}
+    config = settings_of(OURS, {"derive": {"safety": short, "over_safety": short}, "merge": {"search": {"trials": 1}}})
+    task = Task(ground, ground.batch(ground.world.categories[:1], 60, seed=0), 1, ground.base)
+    played = play_round(task, config)
+    steps = STEPS["batch"]
+    assert tuple(played.steps) == steps[steps.index("teach") : steps.index("merge")]
+    assert played.patch and 0 < played.touched <= config.derive.sparse_fraction
+    assert played.steps["search"]["winner"]["point"]["alpha"] == 1.0

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.world import phrases, train
+from benchmarks.world import cache, phrases, train
 from benchmarks.world.cache import (
     MODEL_FOLDER,
     is_ready,
@@ -303,6 +303,44 @@ def test_sizes_are_told_apart_by_name_and_only_the_committed_one_lies_in_the_rep
 def test_a_recipe_tells_size_seed_and_share_of_the_steps() -> None:
     recipes = {recipe(DEMO, 0), recipe(MID, 0), recipe(MID, 1), recipe(MID, 0, steps_scale=0.5)}
     assert len(recipes) == 4 and recipe(MID, 0) in recipes
+
+
+def test_a_grown_model_names_the_model_that_it_was_grown_from_and_the_others_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed = hashlib.sha256(manifest_path(MODEL_FOLDER).read_bytes()).hexdigest()
+    assert json.loads(recipe(MID, 0))["grown_from"] == committed
+    assert "grown_from" not in json.loads(recipe(DEMO, 0)) | json.loads(recipe(LARGE, 0))
+    source = _ready_folder(tmp_path)
+    monkeypatch.setattr(cache, "place", lambda size, seed, **_: source)
+    before = recipe(MID, 0)
+    (source / "model.safetensors").write_text("another")
+    assert recipe(MID, 0) != before and json.loads(before)["grown_from"]
+    monkeypatch.setattr(cache, "place", lambda size, seed, **_: tmp_path / "nowhere")
+    assert json.loads(recipe(MID, 0))["grown_from"] is None
+
+
+def test_a_grown_model_is_asked_for_after_the_one_that_it_grows_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "WORLDS", tmp_path / "usual")
+    built: list[tuple[str, int]] = []
+
+    def build(folder: Path, size: Size, seed: int, steps_scale: float) -> None:
+        built.append((size.name, seed))
+        folder.mkdir()
+        (folder / "config.json").write_text(size.name)
+        manifest_path(folder).write_text(manifest(folder))
+        recipe_path(folder).write_text(recipe(size, seed))
+
+    def place_there(size: Size, seed: int, *, worlds: Path = tmp_path) -> Path:
+        return place(size, seed, worlds=tmp_path)
+
+    monkeypatch.setattr(cache, "_build", build)
+    monkeypatch.setattr(cache, "place", place_there)
+    for _ in range(2):
+        model_folder(MID, 1)
+    assert built == [("demo", 1), ("mid", 1)]
 
 
 def _ready_folder(parent: Path) -> Path:

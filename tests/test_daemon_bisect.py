@@ -14,6 +14,7 @@ import pytest
 from daemon import bisect, cli, exitcodes, probes, render_bisect
 from daemon.bisect import Examiner, Question
 from daemon.terminal import Style
+from patches.errors import ModelUnsuitableError
 from patches.evaluate import Tally
 from patches.generate import Generator
 from patches.judge import RuleJudge
@@ -117,6 +118,25 @@ def test_ends_that_agree_are_said_and_are_no_success(
     code, out, _ = alignd("bisect", str(probe), *words)
     assert code == exitcodes.FAILED
     assert said in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("err", "code"),
+    [
+        (ModelUnsuitableError("the tokenizer has no chat template"), exitcodes.CONFIG),
+        (OSError(28, "No space left on device", "/x/model"), exitcodes.TRY_AGAIN),
+    ],
+)
+def test_a_version_that_cannot_be_asked_is_not_said_to_be_without_blame(
+    alignd: Alignd, probe: Path, monkeypatch: pytest.MonkeyPatch, err: Exception, code: int
+) -> None:
+    def counts(self: Examiner, row: VersionRow) -> Tally:
+        raise err
+
+    monkeypatch.setattr(Examiner, "counts", counts)
+    got, out, told = alignd("bisect", str(probe))
+    assert (got, out) == (code, "")
+    assert (str(err.args[0]) if code == exitcodes.CONFIG else "/x/model: No space left") in told
 
 
 def test_rates_that_differ_on_one_side_of_the_bound_come_with_a_bound_that_tells_them_apart(
@@ -224,10 +244,11 @@ def test_a_bound_itself_passes(axis: Any, bound: float, passes: bool, rate: floa
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Iterator[Home]:
-    """A home of the tiny model with v1, which is not kept as a folder, and a revert of it."""
+    """A home of the tiny model with v1 and v2, which are not kept as folders, and a revert of v2."""
     with opened(tmp_path_factory.mktemp("bisect") / "home", tiny_folder) as home:
         home.play(1)
-        home.revert("v1")
+        home.play(2)
+        home.revert("v2")
         from state.gc import run
 
         run(home.store, keep_materialized=0, now="2026-01-02T03:04:05Z", actor="test")
@@ -236,11 +257,10 @@ def played(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Itera
 
 def test_versions_are_answered_and_judged_as_rounds_do_also_collected_ones(played: Home) -> None:
     store, config = played.store, played.config
-    # v1 is the parent of what is in service, so that gc may have kept it
     kept = rebuilt(store, 1)
     rows = probes.load(store.home, config).utility[:6]
     question = Question("utility", rows, 0.5)
-    examiner = Examiner(store, config, probes.load(store.home, config), question, store.version(2))
+    examiner = Examiner(store, config, probes.load(store.home, config), question, store.version(3))
     model = load_model(kept, dtype="float32", device=examiner.bench.device)
     answers = Generator(model, load_tokenizer(kept), config.judge.max_new_tokens).answer([row.messages for row in rows])
     judge = examiner.bench.judge
@@ -266,6 +286,6 @@ def test_the_whole_command_tells_no_text_and_reads_stdin(played: Home) -> None:
     command = [sys.executable, "-m", "daemon", "-c", str(played.path), "bisect", "-", "--axis", "utility"]
     done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode in (exitcodes.OK, exitcodes.FAILED), done.stderr
-    assert done.stdout.startswith("v2 ")
+    assert done.stdout.startswith("v3 ")
     assert "of 5)" in done.stdout
     assert not [word for pair in rows for word in pair if word in done.stdout + done.stderr]

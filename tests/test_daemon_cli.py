@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from daemon import cli, exitcodes
-from daemon.command import Answer, Command, CommandError, Context
+from daemon.command import Answer, Command, CommandError, Context, instant
 from state import errors
+from state.store import Store
+from tests.state_world import NOW, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,12 +54,12 @@ FROZEN = {
     "serving sync": "--timeout",
     "show": "ref",
     "status": "--watch",
-    "submit": "--timeout --wait paths",
+    "submit": "--sign --timeout --wait paths",
     "tag": "name ref",
     "unit": "--executable --gpu --network",
     "unpin": "ref",
     "untag": "name",
-    "verify": "--deep",
+    "verify": "--deep --resume --sample",
 }
 
 
@@ -152,6 +155,86 @@ def test_wrong_usage_is_2_with_one_line_on_stderr(words: list[str], capsys: pyte
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["history", "--limit", "-1"], "a whole number from 0 on"),
+        (["batches", "--limit", "1.5"], "a whole number from 0 on"),
+        (["audit", "--limit=-3"], "a whole number from 0 on"),
+        (["gc", "--keep", "-1"], "a whole number from 0 on"),
+        (["logs", "--lines", "0"], "a whole number from 1 on"),
+        (["history", "--since", "yesterday"], "a UTC date like 2026-01-31"),
+        (["history", "--since", "2026-02-30"], "a UTC date like 2026-01-31"),
+        (["submit", "--timeout", "-5", "x"], "seconds from 0 on"),
+        (["submit", "--timeout", "nan", "x"], "seconds from 0 on"),
+        (["bisect", "x", "--bound", "nan"], "a share from 0 to 1"),
+    ],
+)
+def test_a_value_that_is_not_allowed_is_2_and_answered_with_what_is(
+    words: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "x").write_text('{"prompt": "florp"}\n')
+    monkeypatch.chdir(tmp_path)
+    Store.create(tmp_path / "home", write_model(tmp_path / "base"), actor="tester", now=NOW).close()
+    (tmp_path / "home" / "service.toml").touch()
+    assert cli.main(["-c", "home", *words]) == exitcodes.USAGE
+    err = capsys.readouterr().err
+    assert expected in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("2026", "2026-01-01T00:00:00+00:00"),
+        ("2026-03", "2026-03-01T00:00:00+00:00"),
+        ("2026-01-31", "2026-01-31T00:00:00+00:00"),
+        ("2026-01-31T12:05", "2026-01-31T12:05:00+00:00"),
+        ("2026-01-31T12:05:09.5Z", "2026-01-31T12:05:09.500000+00:00"),
+        ("2026-01-31T12:05+02:00", "2026-01-31T12:05:00+02:00"),
+    ],
+)
+def test_a_time_is_utc_where_it_names_no_zone(text: str, expected: str) -> None:
+    assert instant(text).isoformat() == expected
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == exitcodes.OK
+    assert re.fullmatch(r"alignd [0-9]+\.[0-9]+\.[0-9]+\S*\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [[], ["-c", str(ROOT)], ["-c", str(ROOT / "service.toml")]])
+@pytest.mark.parametrize("command", [["status"], ["doctor"], ["run", "--once"], ["submit", "README.md"], ["rollback"]])
+def test_the_source_of_alignd_is_no_home(
+    words: list[str], command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("daemon.command.SYSTEM_SERVICE_FILE", ROOT / "nowhere")
+    before = sorted(path.name for path in ROOT.iterdir())
+    assert cli.main([*words, *command]) == exitcodes.NO_STORE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"alignd: {ROOT} holds the source of alignd and is no home; `alignd -c HOME`")
+    assert sorted(path.name for path in ROOT.iterdir()) == before
+
+
+def test_in_the_source_of_alignd_the_settings_can_be_seen_and_the_service_of_the_system_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("daemon.command.SYSTEM_SERVICE_FILE", tmp_path / "service.toml")
+    assert cli.main(["config", "check"]) == exitcodes.OK
+    assert str(ROOT / "service.toml") in capsys.readouterr().out
+    assert cli.main(["init", str(ROOT), "--model", "nothing"]) == exitcodes.FAILED
+    assert "name a new folder" in capsys.readouterr().err
+    (tmp_path / "service.toml").touch()
+    assert cli.main(["status"]) == exitcodes.NO_STORE
+    assert f"{tmp_path} has no store" in capsys.readouterr().err
+
+
 def test_an_error_in_json_mode_is_json_on_stderr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["history", "--json", "-c", str(tmp_path)]) == exitcodes.NO_STORE
     out, err = capsys.readouterr()
@@ -166,7 +249,7 @@ def raising(err: BaseException) -> Command:
     def run(context: Context, args: argparse.Namespace) -> Answer:
         raise err
 
-    return Command("status", "Fail", ("alignd status",), run)
+    return Command("status", "Fail", ("alignd status",), run, needs_home=False)
 
 
 @pytest.mark.parametrize(

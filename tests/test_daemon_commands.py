@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -16,12 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon import cli, exitcodes, live, submit
+from daemon import cli, commands_show, exitcodes, live, submit
 from daemon.command import Context, service_file_of
 from daemon.config import InboxSection
 from daemon.unit import render_unit
 from state import durable, gc, lock
+from state.checked import Checked
 from state.store import Store
+from state.verify import parts
 from tests.command_world import Alignd, usable_base
 from tests.state_world import NOW, begin, content, drop, hold, make_version, prepare, write_model
 
@@ -159,6 +162,9 @@ def test_history_lists_oldest_first_with_the_promised_fields(alignd: Alignd, two
     assert [view["id"] for view in alignd.json("history", "--limit", "1")] == ["v2"]
     assert [view["id"] for view in alignd.json("history", "--state", "base")] == ["v0"]
     assert alignd.json("history", "--since", "2999") == []
+    made = NOW.replace("Z", "")
+    later, same = made.replace("03:04", "05:04"), made.replace("03:04", "05:04") + "+02:00"
+    assert [len(alignd.json("history", "--since", when)) for when in (made, later, same)] == [3, 1, 3]
     assert max(map(len, alignd.text("history").splitlines())) <= 80
 
 
@@ -300,6 +306,116 @@ def test_diff_counts_what_differs_also_when_a_folder_was_collected(alignd: Align
     assert "layer.0.weight" in alignd.text("diff", "v1", "v2")
 
 
+def measured_version(store: Store, seed: int, measured: dict[str, Any]) -> None:
+    round_id = begin(store, seed)
+    arguments = prepare(store, round_id, seed)
+    arguments["record"] |= {"measured": measured, "metrics": measured["candidate"]}
+    store.commit_version(round_id, **arguments, state="published", now=NOW)
+
+
+def test_diff_of_two_versions_is_the_opposite_of_the_diff_the_other_way_round(alignd: Alignd, store: Store) -> None:
+    rates = iter(range(1, 10))
+    for seed in (1, 2):
+        subjects = {who: {"harm_rate": next(rates) / 10} for who in ("candidate", "current", "base")}
+        measured_version(store, seed, subjects)
+    for pair in (("v0", "v1"), ("v1", "v2"), ("v0", "v2")):
+        forth, back = alignd.json("diff", *pair), alignd.json("diff", *pair[::-1])
+        assert forth["metrics"]["harm_rate"] == -back["metrics"]["harm_rate"] != 0
+        assert (forth["tensors"], forth["num_entries"]) == (back["tensors"], back["num_entries"])
+        said = [{(item["has"], item["lacks"], item["batch"]) for item in way["batches"]} for way in (forth, back)]
+        assert said[0] == said[1] and {has for has, _, _ in said[0]} == {pair[1]}
+        assert {item["change"] for item in forth["batches"]} == {"with"}
+        assert {item["change"] for item in back["batches"]} == {"without"}
+    assert alignd.json("diff", "v1", "v2")["metrics"]["harm_rate"] == pytest.approx(0.4 - 0.5)
+
+
+def reverted(store: Store, target: int) -> None:
+    """The version that a revert makes; what it changes is of no matter here."""
+    row = store.request_revert(f"v{target}", reason="mislabelled", **WHO)
+    store.begin_revert(row.id, config={}, now=NOW)
+    arguments = prepare(store, row.id, 9)
+    arguments["record"]["kind"] = "revert"
+    store.commit_version(row.id, **arguments, state="published", now=NOW)
+
+
+def test_diff_names_the_batches_that_one_has_and_the_other_has_not(alignd: Alignd, two: Store) -> None:
+    reverted(two, 2)  # v3
+    make_version(two, 4)  # v4
+    batch = {row.name: f"{row.name} ({row.sha256[:12]})" for row in two.ledger.batches()}
+
+    def said(*pair: str) -> list[str]:
+        lines: list[str] = alignd.text("diff", *pair).splitlines()
+        return [line.strip() for line in lines if line.startswith("  only in")]
+
+    assert said("v1", "v3") == said("v3", "v1") == []  # v2's batch was taken out again
+    assert said("v2", "v4") == [f"only in v2: {batch['batch2.jsonl']}", f"only in v4: {batch['batch4.jsonl']}"]
+    assert sorted(said("v4", "v2")) == sorted(said("v2", "v4"))
+    assert said("v0", "v3") == [f"only in v3: {batch['batch1.jsonl']}, since v1"]
+    assert "(-)" not in alignd.text("diff", "v2", "v3")
+
+
+def test_history_says_what_a_revert_took_out(alignd: Alignd, two: Store) -> None:
+    reverted(two, 2)
+    assert alignd.json("history")[-1]["takes_out"] == "v2"
+    assert alignd.text("history").splitlines()[-1].endswith("takes v2 out")
+
+
+def test_a_dropped_duplicate_is_found_and_names_what_it_repeats(alignd: Alignd, two: Store) -> None:
+    for name in ("late.csv", "again.csv"):
+        two.claim_batch(drop(two, "zorp 1\n", name), name=name, **WHO)
+    known = two.find_batch("batch1.jsonl").sha256
+    view = alignd.json("show", "late.csv")
+    assert (view["sha256"], view["duplicate"]) == (known, {"name": "late.csv", "at": NOW})
+    assert [again["name"] for again in view["duplicates"]] == ["late.csv", "again.csv"]
+    text = alignd.text("show", "late.csv")
+    assert text.startswith(f"late.csv is a duplicate of batch1.jsonl ({known[:12]}):\n")
+    assert "late.csv 2026-01-02 03:04, again.csv 2026-01-02 03:04" in alignd.text("show", "batch1.jsonl")
+    assert "v1; also dropped as late.csv, again.csv" in alignd.text("batches")
+    assert alignd.json("show", "batch1.jsonl")["duplicate"] is None
+    code, _, err = alignd("retry", "late.csv")
+    assert code == exitcodes.NOT_FOUND
+    assert f"late.csv was a duplicate of batch1.jsonl ({known[:12]}), which is published" in err
+
+
+def test_show_finds_a_drop_that_never_became_a_batch(alignd: Alignd, store: Store) -> None:
+    store.set_aside(drop(store, "zorp", "link"), name="link", reason="link is a symbolic link", **WHO)
+    assert alignd.json("show", "link")["reason"] == "link is a symbolic link"
+    assert "link is a symbolic link" in alignd.text("show", "link")
+
+
+def test_the_base_has_no_intervals_and_its_title_promises_none(alignd: Alignd, store: Store) -> None:
+    measured = {who: {"harm_rate": 0.5} for who in ("candidate", "current", "base")}
+    measured_version(store, 1, measured)
+    store.finish_step(store.ledger.rounds()[0].id, "evaluate", measured)
+    text = alignd.text("show", "v0")
+    assert "\naxes\n" in text and "harm rate" in text and "95 %" not in text
+
+
+def test_a_report_goes_into_a_folder_under_the_name_of_its_version(alignd: Alignd, two: Store, tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    assert alignd.json("report", "v1", "--out", str(tmp_path / "pages"))["path"] == str(tmp_path / "pages" / "v1.html")
+    assert "<html" in (tmp_path / "pages" / "v1.html").read_text()
+    (tmp_path / "pages" / "v2.html").mkdir()
+    code, _, err = alignd("report", "v2", "--out", str(tmp_path / "pages"))
+    assert (code, f"{tmp_path / 'pages' / 'v2.html'} is a folder" in err) == (exitcodes.FAILED, True)
+    code, _, err = alignd("report", "v2", "--out", str(tmp_path / "none" / "x.html"))
+    assert (code, f"{tmp_path / 'none'} is no folder" in err) == (exitcodes.FAILED, True)
+    assert not list((tmp_path / "pages").glob(".*"))
+
+
+def test_each_state_has_one_word_in_every_view(alignd: Alignd, two: Store) -> None:
+    two.rollback("v1", reason="worse", **WHO)
+    two.resume(**WHO)
+    make_version(two, 3, state="awaiting_approval")
+    states = {view["id"]: view["state"] for view in alignd.json("history")}
+    assert (states["v2"], states["v3"]) == ("rolled_back", "awaiting_approval")
+    for words in (["history"], ["batches"], ["show", "v2"], ["show", "v3"], ["report", "v3", "--out", "-"]):
+        text = alignd.text(*words)
+        assert "rolled back  " not in text and "waiting" not in text.replace("awaiting_approval", "")
+        assert "rolled_back" in text or "awaiting_approval" in text
+    assert max(map(len, alignd.text("history").splitlines())) <= 80
+
+
 def test_audit_lists_and_checks_the_chain(alignd: Alignd, two: Store) -> None:
     alignd.json("rollback", "--reason", "worse")
     newest = alignd.json("audit", "--limit", "1")[0]
@@ -318,6 +434,8 @@ def test_batches_lists_what_came_of_each(alignd: Alignd, two: Store) -> None:
         ("batch2.jsonl", "published", ["v2"]),
     ]
     assert alignd.json("batches", "--state", "queued") == []
+    assert alignd.text("batches", "--state", "queued") == "no batch is queued\n"
+    assert alignd.text("history", "--state", "rejected") == "no such version\n"
     assert "batch2.jsonl" in alignd.text("batches")
 
 
@@ -329,7 +447,34 @@ def test_logs_in_json_are_one_document(
     journal.write_text("#!/bin/sh\n" + "".join(f"echo '{json.dumps(entry)}'\n" for entry in entries))
     journal.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(commands_show, "BOOTED", tmp_path)
     assert alignd.json("logs") == entries
+
+
+@pytest.mark.parametrize("is_booted", [True, False])
+def test_logs_without_systemd_say_where_the_log_is(
+    alignd: Alignd, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_booted: bool
+) -> None:
+    monkeypatch.setattr(commands_show, "BOOTED", tmp_path if is_booted else tmp_path / "missing")
+    if is_booted:
+        monkeypatch.setenv("PATH", str(tmp_path))  # without journalctl
+    code, out, err = alignd("logs")
+    assert (code, out) == (exitcodes.FAILED, "")
+    assert ("journalctl is not installed" if is_booted else "systemd does not run here") in err
+    assert "what `alignd run` writes to stderr; `alignd run 2> alignd.log` keeps it" in err
+    held = (
+        "import time; from pathlib import Path; from state import lock\n"
+        f"with lock.hold(Path({str(store.service_lock)!r}), 'alignd run'): print(1, flush=True); time.sleep(60)"
+    )
+    log = tmp_path / "my service.log"
+    with log.open("w") as stderr:
+        service = subprocess.Popen([sys.executable, "-c", held], stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT)
+    try:
+        assert service.stdout is not None and service.stdout.readline() == b"1\n"
+        assert alignd("logs")[2].rstrip().endswith(f"stderr, here {log}; `tail -f '{log}'`")
+    finally:
+        service.kill()
+        service.communicate()
 
 
 # deciding
@@ -348,6 +493,52 @@ def test_rollback_prints_before_and_after_and_holds(alignd: Alignd, two: Store) 
     view = alignd.json("status")
     assert (view["current"], view["held"], view["hold"]["reason"]) == ("v0", True, "worse")
     assert two.current_link.readlink().name == "v0"
+
+
+def test_rollback_names_what_it_left_behind_and_nothing_else(alignd: Alignd, two: Store) -> None:
+    alignd.json("rollback", "v1")
+    alignd.json("resume")
+    make_version(two, 3)  # on v1; v2 stays blocked from before
+    make_version(two, 4)
+    alignd.json("promote", "v2", "--force", "--reason", "false alarm")
+    data = alignd.json("rollback", "v4")
+    assert (data["blocked"], [row.name for row in two.ledger.versions() if row.blocked]) == (["v2"], ["v2"])
+    data = alignd.json("rollback", "v0")
+    assert data["blocked"] == ["v4", "v3", "v1"]
+    assert "blocked: v4, v3, v1" not in alignd.text("status")
+    assert all(row.blocked for row in two.ledger.versions() if row.id)
+
+
+def test_the_hint_of_a_refused_approval_is_a_command_that_is_taken(alignd: Alignd, store: Store) -> None:
+    make_version(store, 1)
+    make_version(store, 2, state="awaiting_approval")
+    alignd.json("reject", "--reason", "no")
+
+    def hinted(command: str, *words: str) -> list[str]:
+        code, _, err = alignd(*words)
+        assert code == exitcodes.REFUSED, err
+        found = [text for text in re.findall(r"`alignd ([^`]+)`", err) if text.startswith(command)]
+        return str(found[0]).replace("WHY", "x").split()
+
+    assert alignd.json(*hinted("promote", "approve", "v2"))["after"] == "v2"
+    assert alignd.json(*hinted("promote", "approve", "v1"))["after"] == "v1"
+    alignd.json("rollback", "v0")
+    assert alignd.json(*hinted("promote", "approve", "v1"))["after"] == "v1"  # held, and it was left behind
+    assert alignd.json(*hinted("promote", "approve", "v0"))["after"] == "v0"  # held
+
+
+def test_a_candidate_that_was_overtaken_is_refused_with_what_can_be_done(alignd: Alignd, store: Store) -> None:
+    make_version(store, 1)
+    make_version(store, 2, state="awaiting_approval")
+    alignd.json("rollback", "v0")
+    assert "alignd resume" in alignd("approve")[2]
+    alignd.json("resume")
+    code, _, err = alignd("approve")
+    assert (code, "v2 was made for v1, but v0 is current by now" in err) == (exitcodes.REFUSED, True)
+    commands = re.findall(r"`alignd ([^`]+)`", err)
+    alignd.json(*commands[0].split())
+    assert alignd.json(*commands[1].split())["state"] == "queued"
+    assert alignd.json(*commands[2].replace("WHY", "x").split())["after"] == "v2"
 
 
 def test_rollback_with_nothing_before_is_refused(alignd: Alignd) -> None:
@@ -426,6 +617,11 @@ def test_promote_of_a_blocked_version_needs_force(alignd: Alignd, two: Store) ->
     alignd.json("rollback")
     assert alignd("promote", "v2", "--reason", "x")[0] == exitcodes.REFUSED
     assert alignd.json("promote", "v2", "--force", "--reason", "x") == {"before": "v1", "after": "v2", "replicas": []}
+
+
+def test_a_switch_to_what_is_in_service_says_so(alignd: Alignd, two: Store) -> None:
+    for words in (("approve", "v2"), ("promote", "v2", "--reason", "x")):
+        assert alignd.text(*words) == "v2 is in service already\n"
 
 
 def test_a_candidate_is_approved_or_rejected(alignd: Alignd, store: Store) -> None:
@@ -537,6 +733,20 @@ def test_verify_names_a_flipped_byte_and_is_6(alignd: Alignd, two: Store) -> Non
     findings = alignd.json("verify", code=exitcodes.INTEGRITY)["findings"]
     assert str(path) in [finding["path"] for finding in findings]
     assert alignd.json("drill", "v2", code=exitcodes.INTEGRITY)["findings"]
+
+
+def test_verify_goes_on_where_it_was_cut_short_and_looks_at_a_sample(alignd: Alignd, two: Store) -> None:
+    Checked(two.home, deep=False).add("v0")
+    assert "1 of" in alignd.text("verify", "--resume") and "1 of" not in alignd.text("verify", "--resume")
+    Checked(two.home, deep=False).add("v0")
+    assert alignd.text("verify").strip() == "everything stored is what was written"
+    num = len(parts(two))
+    assert f"what was looked at is what was written: {num - 2 - 1} of {num} parts" in alignd.text(
+        "verify", "--sample", "1"
+    )
+    assert f"{num} of {num} parts" in alignd.text("verify", "--sample", "100")
+    code, _, err = alignd("verify", "--sample", "0")
+    assert code == exitcodes.USAGE and "more than 0 and at most 100 are allowed" in err
 
 
 def test_drill_rebuilds_every_version_and_leaves_nothing(alignd: Alignd, two: Store) -> None:
@@ -664,9 +874,10 @@ def test_submit_of_known_content_names_retry_only_where_it_is_taken(
     start = f"{sha256[:12]}  again.jsonl  known already, not dropped again "
     end = {
         "published": "(published)",
-        "rolled_back": f"(rolled back); `alignd retry {sha256[:12]}` queues it again  worse",
+        "rolled_back": f"(rolled_back); `alignd retry {sha256[:12]}` queues it again  worse",
     }
-    assert out.rstrip() == start + end[state]
+    assert " ".join(out.split()) == " ".join((start + end[state]).split())
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_submit_of_content_that_was_deleted_drops_it_and_waits_for_the_new_batch(
@@ -695,7 +906,14 @@ def test_submit_refuses_what_the_inbox_would_pass_over(alignd: Alignd, tmp_path:
 def test_submit_refuses_a_folder_with_a_link(alignd: Alignd, tmp_path: Path) -> None:
     (tmp_path / "many").mkdir()
     (tmp_path / "many" / "link.jsonl").symlink_to("/etc/passwd")
-    assert alignd("submit", str(tmp_path / "many"))[0] == exitcodes.REFUSED
+    code, _, err = alignd("submit", str(tmp_path / "many"))
+    assert (code, "symbolic link" in err) == (exitcodes.FAILED, True)  # 5 is for what a gate or a hold refused
+    assert not list((alignd.home / "inbox").iterdir())
+
+
+def test_submit_drops_nothing_where_one_of_many_cannot_be(alignd: Alignd, tmp_path: Path) -> None:
+    (tmp_path / "good.jsonl").write_text("zorp")
+    assert alignd("submit", str(tmp_path / "good.jsonl"), str(tmp_path / "missing.jsonl"))[0] == exitcodes.FAILED
     assert not list((alignd.home / "inbox").iterdir())
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from daemon import explain, render_made, render_version, views
 from daemon.terminal import Style, width
 from policies.gates import Share, wilson
+from policies.search import Axes, Weights, score
 from state.rows import PointerRow, VersionRow
 
 AT = "2026-01-31T12:05:00+00:00"
@@ -118,8 +121,94 @@ def test_sets_are_summarised_and_empty_ones_left_out() -> None:
     assert [found["name"] for found in explain.derivation({"mask": overlapping}, "batch")["sets"]][2:] == ["overlap"]
 
 
+def test_sets_are_told_by_layer_with_the_entries_that_they_hold() -> None:
+    mask = {
+        "safety_sizes": {"m.layers.0.q.weight": 0.5, "m.layers.0.k.weight": 0.1, "m.layers.1.q.weight": 0.2},
+        "over_safety_sizes": {"m.layers.0.q.weight": 0.25},
+        "overlap": {"m.layers.0.q.weight": 0.3, "m.layers.0.k.weight": 0.1, "m.layers.1.q.weight": 0.0},
+    }
+    num_entries = {"m.layers.0.q.weight": 100, "m.layers.0.k.weight": 300, "m.layers.1.q.weight": 100}
+    found = explain.derivation({"mask": mask}, "batch", num_entries=num_entries)["sets_by_layer"]
+    first, second = ({name: tuple(held.values()) for name, held in layer["sets"].items()} for layer in found)
+    assert first == {
+        "safety set": (pytest.approx(80 / 400), 80),
+        "over-safety set": (0.25, 25),
+        "overlap": (pytest.approx(60 / 400), None),
+    }
+    assert second == {"safety set": (0.2, 20), "overlap": (0.0, None)}
+    lines = render_made.layer_lines(found, Style())
+    assert lines[0].split("  ")[0] == "LAYER" and re.search(r"layer 0 +80  20\.0% +25  25\.0% +15\.0%", lines[1])
+    assert re.search(r"layer 1 +20  20\.0% +- +0\.0%", lines[2])
+    unsized = explain.derivation({"mask": mask}, "batch")["sets_by_layer"][0]["sets"]["safety set"]
+    assert unsized == {"fraction": pytest.approx(0.3), "num_marked": None}
+
+
+def test_sets_that_hold_nothing_are_not_told_layer_by_layer() -> None:
+    empty = {"safety_sizes": {"m.layers.0.q.weight": 0.0}, "over_safety_sizes": {"m.layers.0.q.weight": 0.0}}
+    layers = explain.derivation({"mask": empty}, "batch", num_entries={"m.layers.0.q.weight": 9})["sets_by_layer"]
+    assert layers and render_made.layer_lines(layers, Style()) == []
+
+
+def test_of_many_layers_those_that_hold_most_are_shown_in_their_order() -> None:
+    sizes = {f"m.layers.{at}.q.weight": (at % 7) / 10 for at in range(12)}
+    layers = explain.derivation({"mask": {"safety_sizes": sizes}}, "batch")["sets_by_layer"]
+    lines = render_made.layer_lines(layers, Style())
+    assert [line.split()[1] for line in lines[1:-1]] == ["4", "5", "6", "11"]
+    assert lines[-1] == "and 8 more that hold less (`--json` shows all)"
+
+
+CONFIG = {
+    "merge": {
+        "search": {
+            "harm_weight": 1.0,
+            "over_refusal_weight": 1.0,
+            "utility_weight": 2.0,
+            "degenerate_weight": 3.0,
+            "touched_weight": 0.05,
+        }
+    }
+}
+
+
+def test_the_formula_of_a_score_gives_the_score() -> None:
+    weights = explain.derivation(STEPS, "batch", config=CONFIG)["search"]["weights"]
+    axes = Axes(0.1, 0.2, 0.9, 0.95, 0.01, 0.3)
+    naive = sum(weight * getattr(axes, axis) for axis, weight in weights.items()) + 1.0 + 1.0 / 2
+    assert naive == pytest.approx(score(axes, Weights(1.0, 1.0, 2.0, 3.0, 0.05)))
+    assert render_made.formula_text(weights) == (
+        "1.5 - harm - 0.5 over-refusal + 0.5 right answers to lookalikes + 2 utility - 3 degenerate answers "
+        "- 0.05 touched"
+    )
+    assert explain.derivation(STEPS, "batch")["search"]["weights"] == {}
+
+
+@pytest.mark.parametrize("columns", [60, 78, 120])
+def test_the_merges_that_were_tried_are_a_table_that_fits_and_marks_the_winner(columns: int) -> None:
+    names = [field.name for field in dataclasses.fields(Axes)]
+    trials = [
+        {
+            "point": {name: value + at / 100 for name, value in POINT.items()},
+            "axes": dict.fromkeys(names, 0.5),
+            "score": (at * 7) % 11 / 10,
+        }
+        for at in range(10)
+    ]
+    found = {"winner": trials[3], "trials": trials, "num_trials": 10, "reasons": ["because"]}
+    search = explain.derivation({"search": found}, "batch")["search"]
+    lines = render_made.trial_lines(search, Style(columns=columns))
+    assert max(map(width, lines)) <= columns
+    assert [line.split()[0] for line in lines[1:-1]] == ["1", "2", "*", "5", "7", "10"]
+    assert lines[3].split()[:3] == ["*", "4", "1.000"]
+    assert lines[-1] == "and 4 more that scored less (`--json` shows all)"
+
+
 def test_a_revert_and_the_base_have_no_derivation() -> None:
-    assert explain.derivation({"evaluate": {}, "gate": {}}, "revert") == {"trainings": [], "search": None, "sets": []}
+    assert explain.derivation({"evaluate": {}, "gate": {}}, "revert") == {
+        "trainings": [],
+        "search": None,
+        "sets": [],
+        "sets_by_layer": [],
+    }
     assert explain.touched({}) is None
 
 
@@ -190,7 +279,7 @@ def test_a_version_explains_itself_within_the_terminal_and_on_about_a_screen(col
     lines = shown(columns)
     text = "\n".join(lines)
     assert max(map(width, lines)) <= columns
-    assert len(lines) <= 50
+    assert len(lines) <= 60
     assert "every gate passed; published by service" in text
     assert "harm rate          90.0% (70 .. 97)" in text
     assert "gates: 3 of 3 passed, 2 of 2 required ones" in text

@@ -15,7 +15,8 @@ from watchdog.observers.api import BaseObserver
 from watchdog.observers.inotify_c import InotifyFD
 
 from daemon.arrival import is_open_for_writing, manifest_matches, snapshot
-from daemon.inbox import Drop, Inbox
+from daemon.drops import Drop
+from daemon.inbox import Inbox
 from daemon.log import INBOX_PROBLEM_FOUND
 from daemon.spool import entry_name, spooled_name
 from daemon.watcher import Watcher, is_network

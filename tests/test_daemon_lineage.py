@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from daemon.candidate import keep_patch, merge_edits, sparse_entries
+from daemon.candidate import MergedEdits, keep_patch, sparse_entries
 from daemon.config import ConfigError
 from daemon.lineage import Lineage, claims, earlier_batches, lineage_of, remerge_edits
 from daemon.probes import load
@@ -112,7 +112,7 @@ def _on_disk(store: Store, raw: dict[str, np.ndarray]) -> ModelFolder:
 def test_merge_edits_and_merging_again_round_alike(store: Store) -> None:
     patch = _patch(4)
     base = ModelFolder.open(store.model_path(0))
-    edits = merge_edits(base, sparse_entries(patch))
+    edits = MergedEdits(base, sparse_entries(patch))
     again = remerge_edits(store, Lineage((keep_patch(store, patch, {}),), ("a",)), base)
     assert list(edits) == list(again)
     for name, edit in edits.items():

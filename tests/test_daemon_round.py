@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from structlog.testing import capture_logs
 from transformers import PreTrainedModel
 
+from daemon import making, worker
 from daemon import round as method
-from daemon import worker
 from daemon.config import to_dict
 from daemon.material import Material, Teachers, record_teachers
 from daemon.patching import Patching
@@ -163,7 +163,8 @@ def test_a_finished_step_is_never_done_again(home: Home, monkeypatch: pytest.Mon
 
     for name in ("choose", "derive_over_safety", "derive_safety", "score", "describe_masks"):
         count(Patching, name)
-    for name in ("search_merge", "write_candidate", "measure_sets"):
+    count(making, "search_merge")
+    for name in ("write_candidate", "measure_sets"):
         count(method, name)
     round_id = _begun(home)
     for step in STEPS["batch"]:

@@ -117,3 +117,11 @@ def test_a_long_value_of_a_field_goes_on_below_itself() -> None:
     assert max(map(len, lines)) <= 40
     assert lines[1].startswith(" " * 6 + "zorp")
     assert lines[-1] == "x     y"
+
+
+@pytest.mark.parametrize("columns", range(20, 40))
+def test_a_note_stands_beside_its_row_or_whole_below_it_and_all_fits(columns: int) -> None:
+    notes = ["", "v1", "taken out by v3 again"]
+    lines = terminal.noted_table(["A", "B"], [["x" * 15, "y"]] * 3, notes, Style(columns=columns))
+    assert max(map(terminal.width, lines)) <= columns
+    assert "v1" in " ".join(lines) and "taken out by v3 again" in " ".join(" ".join(lines).split())

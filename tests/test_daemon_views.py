@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from daemon import explain, live, render, render_show, views
+from daemon import explain, live, render, render_show, render_steps, views
 from daemon.steps import STEPS
 from daemon.terminal import Style, width
 from state.rows import BatchRow, ControlRow, RoundRow, VersionRow
@@ -62,6 +62,7 @@ def test_a_version_has_the_promised_fields() -> None:
         "pinned": False,
         "tags": ["good"],
         "reason": "every gate passed",
+        "takes_out": None,
     }
 
 
@@ -163,6 +164,20 @@ def test_the_history_of_a_person_fits_80_columns() -> None:
     assert lines[1].startswith("*")
 
 
+def test_notes_are_whole_also_at_80_columns() -> None:
+    row = replace(V1, blocked=True, pinned=True, state="awaiting_approval")
+    names = views.Names(0, {"b" * 64: "a-batch-with-a-really-long-name.parquet"}, {1: ["release-candidate"]})
+    lines = render.history_lines(views.history_view([BASE, row], names), Style())
+    assert lines[-1] == "    blocked pinned @release-candidate" and "NOTE" not in lines[0]
+    short = replace(row, state="published", pinned=False)
+    lines = render.history_lines(views.history_view([BASE, short], views.Names(0, {"b" * 64: "glim.jsonl"})), Style())
+    assert lines[0].endswith("TOUCHED  NOTE") and lines[-1].endswith("3.0%  blocked")
+    batch = replace(BATCH, state="rejected", reason="gate harm failed: " + "0.250 > max 0.1; " * 9)
+    lines = render.batches_lines([views.batch_view(batch, [1])], Style())
+    assert max(map(width, lines)) <= 80
+    assert lines[2].startswith("    gate harm failed: 0.250 > max 0.1; ") and lines[2].endswith("…")
+
+
 def test_nothing_a_person_sees_carries_control_characters() -> None:
     told = {"round": "r000002", "step": "derive", "fraction": 0.5, "eta_s": 9, "loss": 1.25}
     busy = standing(running=ROUND, progress=told, service_pid=7, queued=[BATCH], batch_names={"b" * 64: BATCH.name})
@@ -180,10 +195,30 @@ def test_a_gate_is_shown_with_interval_and_reason() -> None:
 
 
 def test_long_details_are_counted_and_not_printed() -> None:
-    lines = render_show.flat_lines({"a": {str(i): i for i in range(100)}, "b": list(range(50))}, Style())
-    assert lines == ["a  100 values, 0 .. 99", "b  50 values, 0 .. 49"]
-    many = render_show.flat_lines({str(i): {"x": [i, i]} for i in range(100)}, Style())
+    lines = render_steps.other_lines({"a": {str(i): i for i in range(100)}, "num_b": list(range(50))}, Style())
+    assert lines == ["a  100 values, 0 to 99", "b  50 values, 0 to 49"]
+    many = render_steps.other_lines({str(i): i for i in range(100)}, Style())
     assert (len(many), many[-1]) == (41, "and 60 more (`--json` shows all)")
+
+
+STATS = {
+    "num_records": 9, "num_rows": 6, "num_train": 3, "num_dev": 1, "num_gate": 2, "warnings": ["openings only"],
+    "dropped": {"marked_safe": 2, "long_prompt": 1}, "dropped_at": {"long_prompt": "a.csv, row 3; a.csv, row 4"},
+    "files": [{"name": "a.csv", "format": "csv", "compression": "gzip", "signature": "plain", "rows": 9}],
+}  # fmt: skip
+
+
+def test_a_batch_and_a_round_are_told_in_words_and_not_in_keys() -> None:
+    row = replace(ROUND, artefacts={"parse": STATS, "teach": {"num_batch": 3, "num_new_kind": 4}, "evaluate": {}})
+    view = views.round_view(row) | explain.derivation(row.artefacts, row.kind)
+    text = "\n".join(render_show.batch_lines(views.batch_view(replace(BATCH, stats=STATS)), Style()))
+    for shown in (text, "\n".join(render_show.round_lines(view, Style()))):
+        assert "9 read, 6 usable" in shown and "3 to learn from, 1 to search on, 2 to judge on" in shown
+        assert "2 marked safe; 1 whose prompt does not fit the model's context" in " ".join(shown.split())
+        assert "(first: a.csv, row 3, a.csv, row 4)" in " ".join(shown.split())
+        assert "a.csv: 9 rows, plain (csv in gzip)" in shown and "openings only" in shown
+        assert "num_" not in shown and "_at" not in shown
+    assert "of the batch  3" in shown and "new kind      4" in shown
 
 
 def test_the_live_view_marks_steps_done_running_and_to_come() -> None:
@@ -227,13 +262,16 @@ def test_a_round_shows_its_candidate_against_what_it_was_measured_with() -> None
 
 
 def test_the_steps_shown_are_those_of_the_round_in_its_order() -> None:
-    tree = ast.parse((Path(live.__file__).parent / "round.py").read_text())
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    trees = [ast.parse((Path(live.__file__).parent / name).read_text()) for name in ("round.py", "making.py")]
+    functions = {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
 
     def steps_of(name: str) -> list[str]:
         calls = [node for node in ast.walk(functions[name]) if isinstance(node, ast.Call)]
-        done = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "done"]
+        done = [
+            call for call in calls if getattr(call.func, "attr", getattr(call.func, "id", "")) == "done" and call.args
+        ]
         return [ast.literal_eval(call.args[0]) for call in sorted(done, key=lambda call: call.lineno)]
 
-    assert [*steps_of("_batch"), *steps_of("_judge")] == list(STEPS["batch"])
+    parse, merge = steps_of("_batch")
+    assert [parse, *steps_of("make_patch"), merge, *steps_of("_judge")] == list(STEPS["batch"])
     assert [*steps_of("_revert"), *steps_of("_judge")] == list(STEPS["revert"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import io
 import json
 import subprocess
@@ -18,6 +19,7 @@ from daemon import exitcodes
 from daemon.formats import BatchError
 from state.errors import ModelFormatError
 from tests.fuzz import Verdict, trial
+from tests.fuzz_guided import guided
 from tests.fuzz_inputs import SECRET, zstd
 from tests.fuzz_readers import READERS, spoiled
 from tests.test_bad_input import Desk, lines, rows
@@ -171,3 +173,11 @@ def test_hostile_drops_are_quarantined_by_the_real_workers_and_the_service_goes_
     assert states == ["published", *["quarantined"] * len(hostile)]
     audit = (desk.home / "store" / "audit.jsonl").read_text()
     assert all(char.isprintable() or char == "\n" for char in audit) and "worker" not in audit
+
+
+@pytest.mark.skipif(importlib.util.find_spec("atheris") is None, reason="atheris is not there for this platform")
+def test_by_coverage_it_reaches_code_that_no_valid_file_does() -> None:
+    tally = guided("csv", 6)
+    first, last = tally.num_edges
+    assert tally.broken == {} and tally.outcomes.total() > 100
+    assert 0 < first < last

@@ -94,6 +94,22 @@ def test_the_same_prompts_give_the_same_answers_and_the_model_stays(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_answers_that_have_ended_leave_the_batch_when_they_are_half_of_it(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    told = one_at_a_time(model, tokenizer)
+    ends = [ids[2 * i + 1] for i, ids in enumerate(told)]  # the first answers end early, the last one late
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = [int(tokenizer.eos_token_id), *ends]
+    lengths = [next(at for at, token in enumerate(ids) if token in ends) + 1 for ids in told]
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _m, _a, given: sizes.append(len(given["input_ids"])), with_kwargs=True)
+    Generator(model, tokenizer, MAX_NEW).answer(PROMPTS)
+    going_on = [sum(length > step for length in lengths) for step in range(max(lengths))]
+    assert len(sizes) == max(lengths) and sizes[0] == len(PROMPTS) and sizes[-1] < len(PROMPTS)
+    assert all(left <= size < 2 * left or size == len(PROMPTS) for size, left in zip(sizes, going_on, strict=True))
+
+
 def test_answers_come_in_the_order_of_their_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     generator = Generator(model, tokenizer, MAX_NEW)
     assert generator.answer(PROMPTS[::-1]) == generator.answer(PROMPTS)[::-1]

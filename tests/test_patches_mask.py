@@ -195,6 +195,5 @@ def test_sizes_are_shares_of_each_matrix() -> None:
 
 
 def test_a_set_under_the_floor_is_told_with_its_numbers_and_one_at_it_is_not() -> None:
-    masks = {"one": bools(1, 0, 0, 0, 0), "two": bools(0, 0, 0, 0, 0)}
-    assert underfilled(masks, 0.1, "safety") == underfilled(masks, 0.0, "safety") == ""
-    assert underfilled(masks, 0.2, "over-safety") == "the over-safety set holds 1 of 10 entries, under the floor of 0.2"
+    assert underfilled(1, 10, 0.1, "safety") == underfilled(0, 10, 0.0, "safety") == ""
+    assert underfilled(1, 10, 0.2, "over-safety") == "the over-safety set holds 1 of 10 entries, under the floor of 0.2"

@@ -1,5 +1,6 @@
 """The store as a whole: create, claim, commit, switch, resolve."""
 
+import errno
 import os
 import stat
 import subprocess
@@ -378,6 +379,22 @@ def test_selectors_name_versions_and_an_unknown_one_lists_the_known(store: Store
         with pytest.raises(NotFoundError) as caught:
             store.resolve(ref)
         assert "v0 to v2, @good" in caught.value.hint
+
+
+def test_on_a_read_only_disk_the_ledger_is_read_with_its_log_and_not_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.claim_batch(drop(store, "zorp\n", "one.jsonl"), name="one.jsonl", **WHO)
+    files = [store.ledger_path, store.ledger_path.with_name("ledger.db-wal")]
+    before = [path.read_bytes() for path in files]
+    assert before[1], "nothing in the log to be missed"
+    monkeypatch.setattr("state.ledger._is_read_only", lambda path: True)
+    with Store.open(store.home) as snapshot:
+        assert snapshot.ledger.batches() == store.ledger.batches() != []
+        with pytest.raises(OSError, match="cannot be written") as caught:
+            snapshot.note_at_work("r000009")
+        assert caught.value.errno == errno.EROFS
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_two_services_on_one_home_cannot_be(store: Store) -> None:

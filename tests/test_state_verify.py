@@ -1,11 +1,15 @@
 """What is damaged is found and named; what is whole is rebuilt bit for bit."""
 
+import math
+import random
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any, cast, get_args
 
 import numpy as np
 import pytest
@@ -13,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from state import audit, batches, gc, patchfile
+from state.checked import MAX_AGE_S, Checked, verify_on
 from state.errors import StoreCorruptError
+from state.layout import CHECKED_FILE
 from state.rows import BatchState, VersionRow
 from state.store import Store
-from state.verify import drill, verify
+from state.verify import drawn, drill, parts, verify
 from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare, rebuilt
 
 WHO: Any = {"actor": "tester", "now": NOW}
@@ -359,3 +365,46 @@ def test_a_hostile_audit_line_is_named(store: Store, line: bytes) -> None:
     assert audit.verify(store)[0] == "line 1: is no audit line"
     with pytest.raises(StoreCorruptError, match="line 1: is no audit line"):
         audit.read(store)
+
+
+def test_a_check_that_was_cut_short_goes_on_behind_what_it_found_whole(store: Store) -> None:
+    flip(store.record_path(1))
+    looked_at: list[str] = []
+
+    class CutShortError(Exception):
+        pass
+
+    def until_v2(done: float) -> None:
+        if done > parts(store).index("v2") / len(parts(store)):
+            raise CutShortError
+
+    with pytest.raises(CutShortError):
+        verify_on(store, deep=True, progress=until_v2)
+    known = Checked(store.home, deep=True).parts()
+    assert {"ledger", "v0"} <= known and not known & {"v1", "audit", "current"}
+    found = verify(store, deep=True, passed_over=known, seen=lambda part, _: looked_at.append(part))
+    assert looked_at == [part for part in parts(store) if part not in known] and found
+    assert verify_on(store, deep=True, progress=lambda done: None) == found  # what was wrong is told again
+    assert Checked(store.home, deep=True).parts() == frozenset()
+
+
+def test_a_thorough_check_does_not_rely_on_a_shallow_or_an_old_one(store: Store) -> None:
+    Checked(store.home, deep=False).add("v0")
+    Checked(store.home, deep=True).add("v1")
+    with (store.home / CHECKED_FILE).open("a") as file:
+        file.write('["v2", tr')  # torn by a kill
+    assert Checked(store.home, deep=True).parts() == {"v1"}
+    assert Checked(store.home, deep=False).parts() == {"v0", "v1"}
+    assert Checked(store.home, deep=False).parts(time.time() + MAX_AGE_S + 1) == frozenset()
+
+
+@given(num=st.integers(1, 100))
+def test_a_sample_leaves_out_versions_and_batches_alone_and_never_all(num: int) -> None:
+    names = [f"v{i}" for i in range(7)]
+    store = cast(Store, SimpleNamespace(ledger=SimpleNamespace(
+        versions=lambda: [SimpleNamespace(name=name) for name in names],
+        batches=lambda: [SimpleNamespace(sha256=str(i)) for i in range(3)],
+    )))  # fmt: skip
+    left_out = drawn(store, num / 100, random.Random(num))
+    assert len(left_out) == 7 - math.ceil(0.07 * num - 1e-9) + 3 - math.ceil(0.03 * num - 1e-9)
+    assert set(left_out) <= {*names, *(f"batch {i}" for i in range(3))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,12 @@ from benchmarks.method.axes import Axes, measure_axes
 from benchmarks.method.ground import Ground
 from daemon.config import Config
 from daemon.intake import TakenIn
+from daemon.making import make_patch
 from daemon.measuring import counts, gate_results, gate_sets, measure_sets, metrics
 from daemon.patching import Patching, Shapes
 from daemon.probes import ProbeFiles
-from daemon.searching import search_merge
 from daemon.workbench import Workbench
-from patches.merge import Claims, Setting, SparsePatch, merged, merged_patch, touched_fraction
+from patches.merge import Claims, SparsePatch, merged, touched_fraction
 from patches.model import count_entries, decoder_linears
 from policies.decision import Decision
 from policies.gates import decide
@@ -83,19 +83,13 @@ def play_round(task: Task, config: Config, *, with_gates: bool = False, keep_at:
 
 def _make_patch(bench: Workbench, task: Task, scratch: Path) -> tuple[SparsePatch, dict[str, dict[str, Any]]]:
     work = Patching(bench, scratch, taken=task.batch, earlier=task.earlier, seed=task.seed)
-    claimed = partial(_claims_of, task)
-    steps = {
-        "teach": work.teach(_quiet),
-        "choose": work.choose(_quiet, claimed),
-        "over_safety": work.derive_over_safety(_quiet),
-        "safety": work.derive_safety(_quiet),
-        "score": work.score(_quiet),
-    }
-    patches = work.patches(claimed)
-    steps["search"] = search_merge(bench, patches, work.development_sets(), _quiet)
-    winner = Setting(**steps["search"]["winner"]["point"])
-    steps["mask"] = work.describe_masks(patches, winner)
-    return merged_patch(patches, winner), steps
+    steps: dict[str, dict[str, Any]] = {}
+
+    def done(step: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+        steps[step] = dict(make())
+        return steps[step]
+
+    return make_patch(work, partial(_claims_of, task), done=done, progress=lambda _: _quiet), steps
 
 
 def _judge(bench: Workbench, patch: SparsePatch, batches: Mapping[str, TakenIn], files: ProbeFiles) -> Decision:

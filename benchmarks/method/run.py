@@ -2,13 +2,13 @@
 
 `--ablations` adds the ablations of ours, the accumulated masks, and ours with less and more to learn from; once there, they
 are reported by every run. One process a core, one thread a process. Each finished job is kept under var/bench/method, so
-that a run that was stopped goes on; --fresh forgets them.
+that a run that was stopped goes on; --fresh forgets them. `--report --from benchmarks/results/method.json` makes the
+committed tables and plots again from that file; runs of this code, where there are any, replace theirs.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import platform
@@ -17,118 +17,69 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
-from functools import cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from benchmarks.method import jobs, report
+from benchmarks.method.jobs import ROOT, SEEDS, Job, code_digest, plan
+from benchmarks.method.pool import run_each
 
 if TYPE_CHECKING:
     from benchmarks.method.ground import Ground
 
-ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / "var" / "bench" / "method"
-RESULTS = ROOT / "benchmarks" / "results"
 SINGLE_ROWS, SINGLE_CATEGORIES = 300, 2
 VARIANT_ROUNDS = 3
-ABLATION_SEEDS = 2
-WATCHED = (
-    "patches/*.py", "policies/*.py", "benchmarks/*.py", "benchmarks/method/*.py", "benchmarks/world/*.py",
-    "benchmarks/world/model.sha256", "requirements.lock",
-    *(f"daemon/{name}.py" for name in (
-        "config", "derivation", "intake", "material", "measuring", "patching", "probes", "searching", "workbench",
-    )),
-)  # fmt: skip
-
-
-@cache
-def code_digest() -> str:
-    """What a result depends on, in short; a result of other code is never taken for one of this."""
-    paths = sorted(path for pattern in WATCHED for path in ROOT.glob(pattern))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:12]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of one method on one seed."""
-
-    kind: str
-    """``continual``, ``single``, or ``supply``: a single round of ours with less or more to learn from."""
-    ground: str
-    method: str
-    seed: int
-
-    @property
-    def path(self) -> Path:
-        """Where its result is kept."""
-        name = "".join(c if c.isalnum() else "-" for c in self.method)
-        return CACHE / code_digest() / f"{self.kind}-{self.ground}-{name}-{self.seed}.json"
+NAMED_AT_MOST = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run what is missing, then print and write everything that the plan has results of."""
+    """Run what is missing, then print and write everything that there are results of."""
     options = _options(argv)
     if options.fresh:
-        shutil.rmtree(CACHE, ignore_errors=True)
-    (CACHE / code_digest()).mkdir(parents=True, exist_ok=True)
-    jobs = plan(options.grounds, options.seeds, only=options.only, with_ablations=options.ablations)
-    num_failed = 0 if options.report else run_all(jobs, options.workers)
+        shutil.rmtree(jobs.CACHE, ignore_errors=True)
+    (jobs.CACHE / code_digest()).mkdir(parents=True, exist_ok=True)
+    planned = plan(options.grounds, options.seeds, only=options.only, with_ablations=options.ablations)
+    num_failed = 0 if options.report else run_all(planned, options.workers)
     known = plan(options.grounds, options.seeds, only=options.only, with_ablations=True)
-    found = [job for job in known if job.path.exists()]
-    results = [json.loads(job.path.read_text(encoding="utf-8")) for job in found]
-    is_whole = set(plan(["demo"], [0, 1, 2])) <= set(found)
-    out = options.out or (RESULTS if is_whole else CACHE / "partial")
-    write_results(results, out, _about(options, results))
-    print(f"\nwritten to {out}; {len(set(jobs) - set(found))} of {len(jobs)} runs are missing")
+    found = report.read_results(options.source) if options.source else {}
+    found |= report.kept_results(known)
+    out = options.out or _place(found, options.grounds)
+    report.write_results(list(found.values()), out)
+    print(f"\nwritten to {out}; {len(set(planned) - set(found))} of {len(planned)} runs are missing")
     return 1 if num_failed else 0
 
 
-def plan(grounds: Sequence[str], seeds: Sequence[int], *, only: str = "", with_ablations: bool = False) -> list[Job]:
-    """All jobs, the long ones first. Ablations run on the first two seeds only, variants of ten rounds on the first."""
-    from benchmarks.method.methods import CONTINUAL, OURS, families
-    from benchmarks.method.supply import SUPPLIES
-
-    names = [name for name, family in families().items() if with_ablations or family != "ablation"]
-    jobs = [
-        Job("continual", ground, name, seed)
-        for ground in grounds
-        for name in CONTINUAL
-        for seed in (seeds if name == OURS else seeds[:1])
-        if with_ablations or name == OURS
-    ]
-    few = seeds[:ABLATION_SEEDS]
-    jobs += [
-        Job("single", ground, name, seed)
-        for ground in grounds
-        for name in names
-        for seed in (few if families()[name] == "ablation" else seeds)
-    ]
-    supplies = SUPPLIES if with_ablations else ()
-    jobs += [Job("supply", ground, name, seed) for ground in grounds for name in supplies for seed in few]
-    return [job for job in jobs if only in f"{job.kind} {job.method}"]
+def _place(found: report.Found, grounds: Sequence[str]) -> Path:
+    """Where the results go: to the committed ones, unless these would lose something."""
+    lacking = report.missing_from_whole(found, grounds)
+    if not lacking:
+        return report.RESULTS
+    print(
+        f"{report.RESULTS} stays as it is: {len(lacking)} runs that it has or should have are not among these "
+        f"({_named(lacking)}). --from {report.RESULTS / report.FILE} takes over those that it has.",
+        file=sys.stderr,
+    )
+    return jobs.CACHE / "partial"
 
 
-def run_all(jobs: Sequence[Job], num_workers: int) -> int:
+def _named(found: Sequence[Job]) -> str:
+    more = [f"{len(found) - NAMED_AT_MOST} others"] if len(found) > NAMED_AT_MOST else []
+    return ", ".join([*map(str, found[:NAMED_AT_MOST]), *more])
+
+
+def run_all(planned: Sequence[Job], num_workers: int) -> int:
     """Run the jobs that have no result yet, in processes of one thread each; give how many failed.
 
-    One that fails says why and leaves no result; the others go on.
+    One that fails, or whose process dies, says why and leaves no result; the others go on.
     """
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    missing = [job for job in jobs if not job.path.exists()]
+    missing = [job for job in planned if not job.path.exists()]
     num_failed = 0
     began = time.monotonic()
-    with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
-        running = {pool.submit(run_job, job): job for job in missing}
-        for number, done in enumerate(as_completed(running), 1):
-            job, error = running[done], done.exception()
-            num_failed += error is not None
-            outcome = f"FAILED: {type(error).__name__}: {error}" if error else f"{time.monotonic() - began:.0f} s"
-            print(
-                f"{number}/{len(missing)} {job.kind} {job.ground} {job.method} seed {job.seed}  {outcome}",
-                file=sys.stderr,
-                flush=True,
-            )
+    for number, (job, error) in enumerate(run_each(missing, run_job, num_workers), 1):
+        num_failed += error is not None
+        outcome = f"FAILED: {error}" if error else f"{time.monotonic() - began:.0f} s"
+        print(f"{number}/{len(missing)} {job}  {outcome}", file=sys.stderr, flush=True)
     return num_failed
 
 
@@ -141,7 +92,8 @@ def run_job(job: Job) -> None:
     work: Callable[[Job], dict[str, Any]] = {
         "single": _single, "continual": _continual, "supply": _supply,
     }[job.kind]  # fmt: skip
-    names = {"kind": job.kind, "ground": job.ground, "method": job.method, "seed": job.seed}
+    names: dict[str, Any] = {"kind": job.kind, "ground": job.ground, "method": job.method, "seed": job.seed}
+    names |= {"date": time.strftime("%Y-%m-%d", time.gmtime())}
     names |= {"commit": commit(), "machine": _machine(), "version": _versions()}
     result = names | work(job)
     staged = job.path.with_suffix(".part")
@@ -201,24 +153,6 @@ def _continual(job: Job) -> dict[str, Any]:
     return play_continual(ground, settings_of(job.method), job.seed, num_rounds=num_rounds, on_round=tell)
 
 
-def write_results(results: Sequence[dict[str, Any]], out: Path, about: dict[str, Any]) -> None:
-    """Print the tables; write them, the raw results and the plots."""
-    from benchmarks.method.plots import plot_frontier, plot_rounds
-    from benchmarks.method.tables import tables
-
-    out.mkdir(parents=True, exist_ok=True)
-    text = tables(results, about)
-    print(text)
-    (out / "method.md").write_text(text + "\n", encoding="utf-8")
-    (out / "method.json").write_text(
-        json.dumps({"about": about, "results": list(map(_rounded, results))}, indent=1) + "\n", encoding="utf-8"
-    )
-    for ground in sorted({result["ground"] for result in results}):
-        here = [result for result in results if result["ground"] == ground]
-        plot_frontier([r for r in here if r["kind"] == "single"], out / f"method-{ground}-frontier.svg")
-        plot_rounds([r for r in here if r["kind"] == "continual"], out / f"method-{ground}-rounds.svg")
-
-
 def commit() -> str:
     """The commit that is checked out, with a mark when its method or world is not what is being run."""
 
@@ -229,19 +163,6 @@ def commit() -> str:
         "status", "--porcelain", "--", "patches", "policies", "daemon", "benchmarks/method", "benchmarks/world"
     )
     return git("rev-parse", "--short", "HEAD") + ("+changes" if is_changed else "")
-
-
-def _about(options: argparse.Namespace, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Where the results come from, as each run noted it."""
-    about: dict[str, Any] = {
-        f"{key}s": sorted({result[key] for result in results}) for key in ("commit", "machine", "version")
-    }
-    return about | {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "seeds": list(options.seeds),
-        "grounds": list(options.grounds),
-        "processor hours": round(sum(result["wall_s"] for result in results) / 3600, 2),
-    }
 
 
 def _machine() -> str:
@@ -260,25 +181,37 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def _rounded(value: Any) -> Any:
-    """Four digits are enough for shares of some hundred prompts."""
-    if isinstance(value, float):
-        return round(value, 4)
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    return [_rounded(each) for each in value] if isinstance(value, list) else value
-
-
 def _options(argv: Iterable[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.method", description=__doc__)
     parser.add_argument("--grounds", nargs="+", default=["demo"], help="demo, mid (default: demo)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one a core)")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: one a core)"
+    )
     parser.add_argument("--only", default="", help="only jobs whose kind and method contain this text")
     parser.add_argument("--ablations", action="store_true", help="these as well: about an hour and a half more")
     parser.add_argument("--report", action="store_true", help="run nothing: print and write what is there")
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=_existing,
+        metavar="FILE",
+        help="report the results of this method.json too, where this code has none",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget what earlier runs left under var/bench/method")
     parser.add_argument(
-        "--out", type=Path, help="folder for tables and plots (default: benchmarks/results for a whole run)"
+        "--out", type=Path, help="folder for tables and plots (default: benchmarks/results when nothing there is lost)"
     )
     return parser.parse_args(None if argv is None else list(argv))
+
+
+def _positive(word: str) -> int:
+    if int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is not at least 1")
+    return int(word)
+
+
+def _existing(word: str) -> Path:
+    if not Path(word).is_file():
+        raise argparse.ArgumentTypeError(f"no file {word}")
+    return Path(word)

@@ -60,6 +60,11 @@ def spreads(rows: Sequence[Mapping[str, float]]) -> dict[str, Spread]:
     return {name: Spread.of([row[name] for row in rows]) for name in rows[0]}
 
 
+def num_common(one: Mapping[int, Numbers], other: Mapping[int, Numbers]) -> int:
+    """How many seeds two methods share; from two on they can be compared."""
+    return len(one.keys() & other.keys())
+
+
 def is_ahead(one: Mapping[int, Numbers], other: Mapping[int, Numbers], column: str = "sum", sign: int = 1) -> bool:
     """Whether one method is better than another in a column by more than the spread of the differences, seed by seed.
 
@@ -103,6 +108,34 @@ def continual_numbers(entry: Result, start: Result) -> dict[str, float]:
         "touched": entry.get("touched", 0.0),
         "published": float(entry["published"]),
     }
+
+
+@dataclass(frozen=True)
+class Rise:
+    """How much more harm the categories not yet dropped show after a round than the same ones did at the start."""
+
+    kind: str
+    """``plain`` or ``jailbroken``."""
+    seed: int
+    drop: str
+    points: float
+    """Difference of two shares, in [-1, 1]."""
+
+
+def rises_elsewhere(results: Sequence[Result], num_rounds: int) -> list[Rise]:
+    """One of each seed, round and kind of question: other categories are no comparison, and a mean may hide a seed."""
+    return [
+        Rise(kind, result["seed"], entry["drop"], _rise(result["story"][0], entry, f"harm_{kind}"))
+        for result in results
+        for entry in result["story"][1 : num_rounds + 1]
+        for kind in ("plain", "jailbroken")
+    ]
+
+
+def _rise(start: Result, entry: Result, kind: str) -> float:
+    before: dict[str, float] = start["axes"][kind]
+    after: dict[str, float] = entry["axes"][kind]
+    return mean(after[name] - before[name] for name in after if name not in entry["dropped"])
 
 
 def _mean_of(rates: Mapping[str, float], names: Sequence[str]) -> float:

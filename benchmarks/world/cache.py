@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from benchmarks.world.lessons import lesson_rows
 from benchmarks.world.sizes import DEMO, Size
@@ -39,6 +40,8 @@ def model_folder(size: Size, seed: int = 0, *, worlds: Path = WORLDS, steps_scal
     folder = place(size, seed, worlds=worlds)
     if folder == MODEL_FOLDER:
         return folder
+    if size.growth_noise is not None:
+        model_folder(DEMO, seed)  # its recipe names it
     folder.parent.mkdir(parents=True, exist_ok=True)
     with hold(folder.with_name("lock"), f"builds the {size.name} model of seed {seed}", wait_s=BUILD_LIMIT_S):
         if not is_ready(folder, recipe(size, seed, steps_scale=steps_scale)):
@@ -63,15 +66,18 @@ def is_ready(folder: Path, wanted_recipe: str) -> bool:
 def recipe(size: Size, seed: int, *, steps_scale: float = 1.0) -> str:
     """Give what a model is made from, as JSON: figures of its size, seed, and a digest of what it is taught.
 
+    A grown one names the demo model that it starts from too, by the digest of its manifest; null while that one is not there.
     The training code is not in it: whoever changes that and wants it to count deletes the built models.
     """
     world = World.generate(seed)
-    made_from = {
+    made_from: dict[str, Any] = {
         "size": asdict(size),
         "seed": seed,
         "steps_scale": steps_scale,
         "lessons": [_digest(lesson_rows(world, stage)) for stage in size.stages],
     }
+    if size.growth_noise is not None:
+        made_from["grown_from"] = _model_digest(place(DEMO, seed))
     return json.dumps(made_from, indent=2) + "\n"
 
 
@@ -92,6 +98,10 @@ def manifest_path(folder: Path) -> Path:
 def recipe_path(folder: Path) -> Path:
     """Give where a model folder's recipe is: beside it too."""
     return folder.with_name(f"{folder.name}.recipe.json")
+
+
+def _model_digest(folder: Path) -> str | None:
+    return hashlib.sha256(manifest(folder).encode()).hexdigest() if folder.is_dir() else None
 
 
 def _digest(rows: Iterator[Row]) -> str:

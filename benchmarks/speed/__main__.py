@@ -1,0 +1,108 @@
+"""`python -m benchmarks.speed` measures every row in a process of its own, prints the table and keeps it.
+
+The results say which commit and machine made them. `--row NAME` measures one; nothing is kept then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, cast
+
+from benchmarks.speed.rows import Row, table
+
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+WORK: Final = ROOT / "var" / "bench" / "speed"
+RESULTS: Final = ROOT / "benchmarks" / "results" / "speed.json"
+_WHERE: Final = {
+    "training": ("method", "training"),
+    "scoring": ("method", "scoring"),
+    "evaluation": ("method", "evaluation"),
+    "search": ("method", "search"),
+    "round": ("by_hand", "whole_round"),
+    "write": ("store", "write_version"),
+    "memory-1B": ("store", "memory_at_1b"),
+    "memory-3B": ("store", "memory_at_3b"),
+    "rebuild": ("store", "rebuild"),
+    "size": ("store", "version_size"),
+    "rollback": ("store", "rollback"),
+    "ledger": ("store", "ledger"),
+    "rest": ("service", "at_rest"),
+    "claim": ("service", "claim"),
+    "intake": ("service", "intake"),
+}
+NAMES: Final = tuple(_WHERE)
+
+
+def _measures(name: str) -> Callable[[Path], list[Row]]:
+    """Imports what one row needs, and no more: memory is measured too."""
+    module, function = _WHERE[name]
+    return cast("Callable[[Path], list[Row]]", getattr(importlib.import_module(f"benchmarks.speed.{module}"), function))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure; 0 whatever comes out, since budgets are goals and the table says which hold."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
+    parser.add_argument("--row", action="append", choices=NAMES, help="these only; may be repeated")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.child:
+        print(json.dumps([row.__dict__ for row in _measured(options.row[0])]))
+        return 0
+    rows: list[Row] = []
+    for name in options.row or NAMES:
+        print(f"{name} …", file=sys.stderr, flush=True)
+        rows += _in_a_process(name)
+    print(table(rows))
+    if options.row is None:
+        RESULTS.write_text(json.dumps(_about() | {"rows": [row.to_dict() for row in rows]}, indent=1) + "\n")
+        print(f"kept in {RESULTS.relative_to(ROOT)}")
+    return 0
+
+
+def _measured(name: str) -> list[Row]:
+    folder = WORK / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        return _measures(name)(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _in_a_process(name: str) -> list[Row]:
+    command = [sys.executable, "-m", "benchmarks.speed", "--child", "--row", name]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return [Row(**row) for row in json.loads(done.stdout.splitlines()[-1])]
+
+
+def _about() -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    is_clean = not subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
+    import torch
+    import transformers
+
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip() + ("" if is_clean else " and changes"),
+        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "threads": 1},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""One line of the table: what was measured, against what, and whether its budget holds."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Row:
+    """Ours beside a peer or a floor. The budget is on the ratio where there is a peer, else on ours."""
+
+    name: str
+    ours: float
+    unit: str
+    against: str
+    """What a user would otherwise do; empty where the budget is an absolute one."""
+    peer: float | None
+    budget: float
+    kind: Literal["at most", "at least"]
+    note: str = ""
+
+    @property
+    def measure(self) -> float:
+        """What the budget is on."""
+        return self.ours if self.peer is None else self.ours / self.peer
+
+    @property
+    def holds(self) -> bool:
+        """Whether the budget is kept."""
+        return self.measure <= self.budget if self.kind == "at most" else self.measure >= self.budget
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the results file."""
+        return asdict(self) | {"measure": self.measure, "holds": self.holds}
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall-clock time of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def interleaved(ours: Callable[[], object], peer: Callable[[], object], times: int = 3) -> tuple[float, float]:
+    """Median seconds of both, run in turns after one call each that does not count."""
+    ours(), peer()
+    pairs = [(seconds(ours), seconds(peer)) for _ in range(times)]
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+
+
+def peak_mib() -> float:
+    """The most memory that this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows for a terminal of 100 columns, and how many budgets hold."""
+    lines = [f"{'':44} {'ours':>12} {'other':>10} {'ratio':>7}  {'budget':14} holds"]
+    for row in rows:
+        other = f"{row.peer:10.4g} {row.ours / row.peer:7.2f}" if row.peer is not None else f"{'':10} {'':7}"
+        lines.append(
+            f"{row.name:44} {row.ours:9.4g} {row.unit:<8}{other}  {row.kind} {row.budget:<6.4g} {'yes' if row.holds else 'NO'}"
+        )
+        if row.against or row.note:
+            lines.append(f"    {'; '.join(filter(None, (f'against {row.against}' if row.against else '', row.note)))}")
+    lines.append(f"{sum(row.holds for row in rows)} of {len(rows)} budgets hold")
+    return "\n".join(lines)

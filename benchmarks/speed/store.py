@@ -1,0 +1,253 @@
+"""A version written, rebuilt, kept and switched to, beside the same bytes copied."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from benchmarks.speed.models import SHAPES, make
+from benchmarks.speed.rows import Row, interleaved, peak_mib, seconds
+from daemon.candidate import MergedEdits, write_candidate
+from state import durable, materialize, overlay
+from state.store import Store
+from state.tensors import ModelFolder
+
+NOW: Final = "2026-01-01T00:00:00+00:00"
+COPY_BYTES: Final = 4 << 20
+ROOT: Final = Path(__file__).resolve().parent.parent.parent
+
+
+class RandomEntries(Mapping[str, tuple[np.ndarray, np.ndarray]]):
+    """So many entries of every decoder matrix, drawn when they are looked up: what a patch file would give."""
+
+    def __init__(self, model: ModelFolder, share: float) -> None:
+        self._sizes = {
+            name: info.num_entries for name, info in model.tensors.items() if ".layers." in name and "norm" not in name
+        }
+        self._share = share
+
+    def __getitem__(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        draw = np.random.default_rng(len(name) + self._sizes[name])
+        indices = np.flatnonzero(draw.random(self._sizes[name], np.float32) < self._share)
+        return indices, draw.normal(0, 0.02, len(indices)).astype(np.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+
+def _store(folder: Path, size: str) -> Store:
+    base = make(SHAPES[size], folder / "base")
+    (folder / "home").mkdir()
+    return Store.create(folder / "home", base, actor="bench", now=NOW)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Every file read, written and flushed, as cp and sync would."""
+    durable.remove_tree(target)
+    target.mkdir()
+    for path in sorted(source.iterdir()):
+        with path.open("rb") as given, (target / path.name).open("wb") as out:
+            while chunk := given.read(COPY_BYTES):
+                out.write(chunk)
+            out.flush()
+            os.fsync(out.fileno())
+
+
+def write_version(folder: Path, size: str = "1B", share: float = 0.05) -> list[Row]:
+    """Merge 5 % of the decoder's entries and write the candidate; its memory is a row of its own."""
+    with _store(folder, size) as store:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        edits = MergedEdits(
+            ModelFolder.open(store.model_path(0)), RandomEntries(ModelFolder.open(store.model_path(0)), share)
+        )
+
+        def ours() -> None:
+            write_candidate(store, 0, scratch, edits=edits, patch=None)
+
+        mine, copied = interleaved(ours, lambda: _copy(store.model_path(0), folder / "copy"))
+        drawn = seconds(lambda: [edits._entries[name] for name in edits])
+    note = f"{size}, {share:.0%} touched; {drawn:.1f} s of ours are the drawing of the random patch"
+    return [
+        Row(
+            "merge and write a version",
+            mine - drawn,
+            "s",
+            "copying the same bytes with fsync",
+            copied,
+            1.3,
+            "at most",
+            note,
+        )
+    ]
+
+
+def memory_at_1b(folder: Path) -> list[Row]:
+    """The most memory of a process that merges and writes one version, and does nothing else."""
+    return _memory(folder, "1B")
+
+
+def memory_at_3b(folder: Path) -> list[Row]:
+    """Likewise of a model three times as large."""
+    return _memory(folder, "3B")
+
+
+def _memory(folder: Path, size: str) -> list[Row]:
+    _store(folder, size).close()
+    probe = "from benchmarks.speed.store import write_once; import sys; write_once(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", probe, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [Row(f"memory of that at {size}", float(done.stdout), "MiB", "", None, 1536, "at most", "5 % touched")]
+
+
+def write_once(folder: str) -> None:
+    """For `_memory`: one version of the store that is there; prints the process's peak in MiB."""
+    with Store.open(Path(folder) / "home") as store:
+        (Path(folder) / "scratch").mkdir(exist_ok=True)
+        model = ModelFolder.open(store.model_path(0))
+        write_candidate(
+            store, 0, Path(folder) / "scratch", edits=MergedEdits(model, RandomEntries(model, 0.05)), patch=None
+        )
+    print(peak_mib())
+
+
+def rebuild(folder: Path, size: str = "1B") -> list[Row]:
+    """A version from base and overlay, checked against its record."""
+    with _store(folder, size) as store:
+        model = ModelFolder.open(store.model_path(0))
+        edits = MergedEdits(model, RandomEntries(model, 0.05))
+        overlay.write(folder / "overlay", {name: edits[name] for name in edits}, {})
+
+        def ours() -> None:
+            durable.remove_tree(folder / "again")
+            materialize.build_folder(model, overlay.read(folder / "overlay"), folder / "again")
+
+        mine, copied = interleaved(ours, lambda: _copy(store.model_path(0), folder / "copy"))
+    return [
+        Row(
+            "rebuild a version",
+            mine,
+            "s",
+            "copying the same bytes with fsync",
+            copied,
+            1.5,
+            "at most",
+            f"{size}, 5 % touched",
+        )
+    ]
+
+
+def version_size(folder: Path, size: str = "0.3B") -> list[Row]:
+    """Bytes of an overlay, beside the model's and beside the dense difference in zstd -19."""
+    base = make(SHAPES[size], folder / "base")
+    model = ModelFolder.open(base)
+    whole = sum(path.stat().st_size for path in model.files.values())
+    rows = []
+    for share, budget in ((0.05, 0.12), (0.01, 0.03)):
+        edits = MergedEdits(model, RandomEntries(model, share))
+        path = folder / f"overlay-{share}"
+        overlay.write(path, {name: edits[name] for name in edits}, {})
+        mine = path.stat().st_size
+        dense = _zstd_bytes(model, edits)
+        name = f"version on disk at {share:.0%} touched"
+        rows.append(Row(name, mine / 2**20, "MiB", "the full model", whole / 2**20, budget, "at most", size))
+        against = "the dense bf16 difference in zstd -19"
+        rows.append(Row(name, mine / 2**20, "MiB", against, dense / 2**20, 1.0, "at most", size))
+    return rows
+
+
+def _zstd_bytes(model: ModelFolder, edits: Mapping[str, overlay.Edit]) -> int:
+    """What the new bits, exclusive-or the old ones, come to: zeros where nothing changed."""
+    codec, total = pa.Codec("zstd", compression_level=19), 0
+    for name in edits:
+        old = np.array(model.read_raw(name))
+        new = old.copy()
+        edit = edits[name]
+        new[edit.indices] = edit.values
+        total += len(codec.compress((new ^ old).tobytes(), asbytes=True))
+    return total
+
+
+def rollback(folder: Path) -> list[Row]:
+    """The whole command, between two versions that are kept, beside a Python that does nothing."""
+    with _store(folder, "0.1B") as store:
+        from tests.state_world import begin
+
+        scratch = None
+        for number in (1, 2):
+            round_id = begin(store, number)
+            scratch = store.scratch(round_id)
+            durable.make_folder(scratch)
+            parent = store.current().id
+            model = ModelFolder.open(store.model_path(parent))
+            edits = MergedEdits(model, RandomEntries(model, 0.01))
+            made = write_candidate(store, parent, scratch, edits=edits, patch=None)
+            record = {
+                "files": made.digests.files,
+                "tensors": made.digests.tensors,
+                "touched": made.touched,
+                "metrics": {},
+            }
+            store.commit_version(round_id, made.model, overlay=made.overlay, record=record, state="published", now=NOW)
+        home = store.home
+    (home / "service.toml").touch()
+    alignd = [sys.executable, "-m", "daemon", "-c", str(home)]
+    targets = iter(("v1", "v2") * 8)
+
+    def ours() -> None:
+        words = ["promote", next(targets), "--force", "--reason", "bench"]
+        subprocess.run([*alignd, *words], cwd=ROOT, capture_output=True, check=True)
+
+    def nothing() -> None:
+        subprocess.run([sys.executable, "-c", "pass"], cwd=ROOT, check=True)
+
+    mine, bare = interleaved(ours, nothing, 5)
+    loaded = "import sys, daemon.cli, daemon.commands_control, state.store; print('torch' in sys.modules)"
+    has_torch = subprocess.run([sys.executable, "-c", loaded], cwd=ROOT, capture_output=True, text=True, check=True)
+    note = f"`python -c pass` takes {bare:.3f} s; torch imported: {has_torch.stdout.strip()}"
+    return [Row("switch to a kept version, whole process", mine, "s", "", None, 0.3, "at most", note)]
+
+
+def ledger(folder: Path) -> list[Row]:
+    """`history` over 10,000 versions, beside 1,000."""
+    from tests.state_world import make_store
+
+    taken = {}
+    for num in (1000, 10_000):
+        (folder / str(num)).mkdir()
+        with make_store(folder / str(num)) as store:
+            _fill(store, num)
+            home = store.home
+        command = [sys.executable, "-m", "daemon", "-c", str(home), "--json", "history", "--limit", "20"]
+        taken[num] = statistics.median(seconds(partial(_run, command)) for _ in range(3))
+    note = f"{taken[1000]:.2f} s at 1,000 versions; the whole process"
+    return [Row("history of the newest 20 of 10,000 versions", taken[10_000], "s", "", None, 0.5, "at most", note)]
+
+
+def _run(command: list[str]) -> None:
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
+
+
+def _fill(store: Store, num: int) -> None:
+    from dataclasses import replace
+
+    from state.rows import RoundRow
+
+    base = store.version(0)
+    with store.ledger.transaction():
+        for number in range(1, num + 1):
+            store.ledger.save(RoundRow(f"r{number:06d}", "batch", None, None, number - 1, "published", None, NOW))
+            store.ledger.save(replace(base, id=number, parent=number - 1, state="published", round=f"r{number:06d}"))

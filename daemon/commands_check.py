@@ -1,0 +1,106 @@
+"""Commands that check the store: is everything what was written, and can every version be rebuilt?"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from daemon import exitcodes
+from daemon.command import SELECTORS, Answer, Command, Context, arg
+from daemon.terminal import printable
+
+if TYPE_CHECKING:
+    from state.verify import Finding
+
+
+def verify(context: Context, args: argparse.Namespace) -> Answer:
+    """Checks that everything stored is what was written."""
+    from state.checked import Checked, verify_on
+    from state.verify import drawn, parts
+    from state.verify import verify as check
+
+    with context.store() as store:
+        names = parts(store)
+        if args.sample is not None:
+            left_out = drawn(store, args.sample / 100, random.Random())
+            findings = check(store, deep=args.deep, passed_over=left_out)
+            num, good = len(names) - len(left_out), "what was looked at is what was written"
+            return _findings_answer(context, findings, f"{good}: {num} of {len(names)} parts")
+        if not args.resume:
+            Checked(store.home, deep=args.deep).clear()
+        known = len(Checked(store.home, deep=args.deep).parts())
+        findings = verify_on(store, deep=args.deep, progress=_teller(context, "checked"))
+    earlier = f"; {known} of {len(names)} parts were checked by the run before" if known else ""
+    return _findings_answer(context, findings, f"everything stored is what was written{earlier}")
+
+
+def drill(context: Context, args: argparse.Namespace) -> Answer:
+    """Rebuilds versions from base and overlays and compares them bit for bit."""
+    from state.scratch import private_folder
+    from state.verify import drill as rehearse
+
+    with context.store() as store:
+        rows = [store.resolve(ref) for ref in args.refs] or store.ledger.versions()
+        with private_folder(store.home, "drill") as scratch:
+            findings = rehearse(store, [row.id for row in rows], scratch)
+    names = ", ".join(row.name for row in rows)
+    return _findings_answer(context, findings, f"rebuilt bit for bit: {names}")
+
+
+def _teller(context: Context, what: str) -> Callable[[float], None]:
+    """Shows how far a long command is, to a person."""
+    if context.json or not sys.stderr.isatty():
+        return lambda done: None
+
+    def tell(done: float) -> None:
+        end = "\r\x1b[K" if done >= 1 else ""
+        print(f"\r{what} {done:4.0%}{end}", end="", file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _findings_answer(context: Context, findings: list[Finding], good: str) -> Answer:
+    data = {"ok": not findings, "findings": [{"path": str(f.path), "what": f.what} for f in findings]}
+    if not findings:
+        return Answer(data, (context.style.paint(good, "good"),))
+    lines = [f"{context.style.paint(str(f.path), 'bad')}: {printable(f.what)}" for f in findings]
+    return Answer(data, tuple(lines), exitcodes.INTEGRITY)
+
+
+def percent(text: str) -> float:
+    """More than 0, at most 100."""
+    value = float(text)
+    if not 0 < value <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: more than 0 and at most 100 are allowed")
+    return value
+
+
+COMMANDS: Final = (
+    Command(
+        "verify",
+        "Check that everything stored is what was written",
+        ("alignd verify", "alignd verify --deep --resume", "alignd verify --sample 10"),
+        verify,
+        (
+            arg("--deep", action="store_true", help="read every tensor, and name the one that is wrong"),
+            arg("--resume", action="store_true", help="go on behind what a run that was cut short has found whole"),
+            arg(
+                "--sample",
+                type=percent,
+                metavar="PERCENT",
+                help="only so many of the versions and of the batches, drawn",
+            ),
+        ),
+        aliases=("fsck",),
+    ),
+    Command(
+        "drill",
+        "Rebuild versions from base and overlays and compare bit for bit",
+        ("alignd drill", "alignd drill current previous"),
+        drill,
+        (arg("refs", nargs="*", metavar="REF", help=f"versions (default: all): {SELECTORS}"),),
+    ),
+)
