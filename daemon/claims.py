@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable
+from datetime import timedelta
 
 import structlog
 
@@ -101,6 +102,8 @@ class Claims:
                     return self.look()
                 self._check_space(drop.snapshot.num_bytes)
                 self.inbox.claim(drop, self._shop.stamp())
+                settled_at = drop.since + timedelta(seconds=self._shop.config.inbox.settle_s)
+                self._shop.tally.claim(max((self._shop.steady() - settled_at).total_seconds(), 0.0))
         return None
 
     def _check_space(self, num_bytes: int) -> None:

@@ -22,6 +22,7 @@ from daemon import (
     commands_explain,
     commands_export,
     commands_run,
+    commands_serving,
     commands_setup,
     commands_show,
     commands_store,
@@ -35,6 +36,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
     ("set up and run", (*commands_setup.COMMANDS, *commands_run.COMMANDS)),
     ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_bisect.COMMANDS)),
     ("decide", commands_control.COMMANDS),
+    ("serve", commands_serving.COMMANDS),
     ("keep", (*commands_store.COMMANDS, *commands_check.COMMANDS)),
     ("hand over", commands_export.COMMANDS),
 )
@@ -201,7 +203,7 @@ def build_parser() -> Parser:
             if first not in groups:
                 groups[first] = _add_group(subparsers, first)
             _add_command(groups[first], second, command)
-        else:
+        elif not _is_group(first):  # one that is a group too has its parser from that
             _add_command(subparsers, first, command)
     return parser
 
@@ -213,9 +215,15 @@ def _epilog() -> str:
     )
 
 
+def _is_group(name: str) -> bool:
+    return any(command.name.startswith(f"{name} ") for command in COMMANDS)
+
+
 def _add_group(subparsers: Any, name: str) -> Any:
-    purpose = GROUP_PURPOSES[name]
-    examples = [example for command in COMMANDS if command.name.startswith(f"{name} ") for example in command.examples]
+    alone = next((command for command in COMMANDS if command.name == name), None)
+    purpose = alone.purpose if alone else GROUP_PURPOSES[name]
+    members = [command for command in COMMANDS if f"{command.name} ".startswith(f"{name} ")]
+    examples = [example for command in members for example in command.examples]
     parser = subparsers.add_parser(
         name,
         help=purpose,
@@ -225,7 +233,8 @@ def _add_group(subparsers: Any, name: str) -> Any:
         allow_abbrev=False,
     )
     _add_common(parser)
-    return parser.add_subparsers(metavar="ACTION", title="actions", required=True, parser_class=Parser)
+    parser.set_defaults(command=alone)
+    return parser.add_subparsers(metavar="ACTION", title="actions", required=alone is None, parser_class=Parser)
 
 
 def _examples(examples: Sequence[str]) -> str:

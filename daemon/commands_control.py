@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from daemon import exitcodes
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid, utc_now
 from daemon.terminal import printable
-from daemon.views import batch_view, round_view, version_name
+from daemon.views import View, batch_view, round_view, version_name
 from state.rows import RoundRow, VersionRow
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ def rollback(context: Context, args: argparse.Namespace) -> Answer:
         before = store.current()
         after = store.rollback(args.ref, reason=args.reason, actor=context.actor, now=utc_now())
         blocked = [row.name for row in _left_behind(store, before, after)]
+        replicas, notes = _tell_replicas(context, store, before, after)
     data = {
         "before": before.name,
         "after": after.name,
         "blocked": blocked,
         "held": True,
         "reason": args.reason,
+        "replicas": replicas,
     }
     paint = context.style.paint
     return Answer(
@@ -38,7 +40,19 @@ def rollback(context: Context, args: argparse.Namespace) -> Answer:
             f"blocked: {', '.join(blocked) or 'nothing'}",
             "held: nothing is published until `alignd resume`",
         ),
+        notes=notes,
     )
+
+
+def _tell_replicas(
+    context: Context, store: Store, before: VersionRow, after: VersionRow
+) -> tuple[list[View], tuple[str, ...]]:
+    """Where no service runs that would do it. The switch is done by then, and no engine can undo it."""
+    from daemon.serving_pass import after_switch
+
+    if before.id == after.id:
+        return [], ()
+    return after_switch(context, store)
 
 
 def _left_behind(store: Store, before: VersionRow, after: VersionRow) -> list[VersionRow]:
@@ -65,7 +79,7 @@ def promote(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         before = store.current()
         after = store.promote(args.ref, force=args.force, reason=args.reason, actor=context.actor, now=utc_now())
-    return _switched(context, before, after)
+        return _switched(context, store, before, after)
 
 
 def approve(context: Context, args: argparse.Namespace) -> Answer:
@@ -73,13 +87,14 @@ def approve(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         before = store.current()
         after = store.approve(args.ref, actor=context.actor, now=utc_now(), reason=args.reason)
-    return _switched(context, before, after)
+        return _switched(context, store, before, after)
 
 
-def _switched(context: Context, before: VersionRow, after: VersionRow) -> Answer:
+def _switched(context: Context, store: Store, before: VersionRow, after: VersionRow) -> Answer:
     name = context.style.paint(after.name, "good")
     shown = f"{name} is in service already" if after.id == before.id else f"{before.name} -> {name}"
-    return Answer({"before": before.name, "after": after.name}, (shown,))
+    replicas, notes = _tell_replicas(context, store, before, after)
+    return Answer({"before": before.name, "after": after.name, "replicas": replicas}, (shown,), notes=notes)
 
 
 def reject(context: Context, args: argparse.Namespace) -> Answer:

@@ -177,9 +177,9 @@ def unit(context: Context, args: argparse.Namespace) -> Answer:
     home = context.home if is_home else DEFAULT_HOME
     executable = Path(args.executable or shutil.which("alignd") or Path(sys.executable).with_name("alignd"))
     try:
-        text = render_unit(home, executable.absolute(), gpu=args.gpu)
+        text = render_unit(home, executable.absolute(), gpu=args.gpu, network=args.network)
     except ValueError as err:
-        raise CommandError(exitcodes.FAILED, str(err), "move the home or the program") from err
+        raise CommandError(exitcodes.FAILED, str(err), "move the home or the program, or mend the address") from err
     return Answer({"unit": text}, tuple(text.splitlines()))
 
 
@@ -218,11 +218,22 @@ COMMANDS: Final = (
     Command(
         "unit",
         "Print the systemd unit of the service",
-        ("alignd unit > /etc/systemd/system/alignd.service", "alignd -c /srv/alignd unit --gpu"),
+        (
+            "alignd unit > /etc/systemd/system/alignd.service",
+            "alignd -c /srv/alignd unit --gpu --network localhost",
+        ),
         unit,
         (
             arg("--gpu", action="store_true", help="let the service use the machine's GPUs"),
             arg("--executable", metavar="PATH", help="the alignd to run (default: this one)"),
+            arg(
+                "--network",
+                metavar="ADDRESS",
+                action="append",
+                default=[],
+                help="an address or network that the service may reach and be reached from, for replicas and metrics: "
+                "localhost, 10.1.0.0/16; may be given again (default: no network at all)",
+            ),
         ),
         needs_home=False,
     ),

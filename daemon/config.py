@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from daemon.config_checks import faults
+from daemon.config_serving import HandoverSection, MetricsSection, ServingSection
 from state.text import shown
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -285,6 +286,10 @@ class Config(Section, frozen=True):
     publish: PublishSection = PublishSection()
     schedule: ScheduleSection = ScheduleSection()
     web: WebSection = WebSection()
+    serving: tuple[ServingSection, ...] = ()
+    """[[serving]]: one table a replica that is told of each new version."""
+    handover: HandoverSection = HandoverSection()
+    metrics: MetricsSection = MetricsSection()
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -377,9 +382,14 @@ def parse(values: dict[str, Any]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The settings as plain values, as stored with every round and version; `parse` takes them back."""
+    """The settings as plain values; `parse` takes them back."""
     plain: dict[str, Any] = msgspec.to_builtins(config)
     return plain
+
+
+def of_round(config: Config) -> dict[str, Any]:
+    """The settings as stored with every round and version: without those that say who serves the model, and where."""
+    return {key: value for key, value in to_dict(config).items() if key not in ("serving", "handover", "metrics")}
 
 
 def digest_inputs(folder: Path, config: Config) -> dict[str, Path]:
@@ -411,3 +421,6 @@ def _refuse_unknown_keys(values: dict[str, Any], section: type[msgspec.Struct], 
         kind = fields[key].type
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
             _refuse_unknown_keys(value, kind, f"{at}{key}.")
+        for item in value if kind == tuple[ServingSection, ...] and isinstance(value, list) else ():
+            if isinstance(item, dict):
+                _refuse_unknown_keys(item, ServingSection, f"{at}{key}.")

@@ -54,6 +54,7 @@ def examine(context: Context) -> list[Check]:
     checks += [_inbox(context, config), _inotify(context, config), _sync(context.home), *_probes(context.home, config)]
     checks += _signers(context, config)
     checks += _store_checks(context, config)
+    checks += _replicas(context.home, config)
     checks += [_torch(config)]
     return checks
 
@@ -241,6 +242,34 @@ def _retained(files: ProbeFiles, path: Path) -> Check:
         detail = f"{judged} of {len(files.retain)} in {path} are left out: they judge in the gate part of a probe file"
         return Check("retain rows", "warn", detail, "retain answers to other prompts than the probes")
     return Check("retain rows", "ok", f"{len(files.retain)} in {path}")
+
+
+def _replicas(home: Path, config: Config) -> Iterator[Check]:
+    """Whether each replica answers, with what it needs: its files, its token."""
+    if not config.serving:
+        return
+    import threading
+
+    from daemon.engines import EngineError, Surroundings
+    from daemon.handover import engine_of
+    from daemon.http_calls import CallError
+    from daemon.replica_check import read_golden
+
+    around = Surroundings(home, threading.Event())
+    for section in config.serving:
+        name = f"replica {section.name}"
+        try:
+            if section.verify.golden:
+                read_golden(home / section.verify.golden)
+            if section.secret_file:
+                around.secret(section.secret_file)
+            label = engine_of(section, around).label()
+        except (EngineError, CallError) as err:
+            advice = "start it, or mend [[serving]]; docs/serving.md has what each kind needs"
+            yield Check(name, "warn", str(err), advice)
+        else:
+            says = f"says that it serves {label}" if label else "has no label to ask for"
+            yield Check(name, "ok", f"{section.kind}; {says}")
 
 
 def _torch(config: Config) -> Check:

@@ -15,6 +15,7 @@ import structlog
 from daemon.child import Child, worker_env
 from daemon.config import Config
 from daemon.log import STEP_FINISHED, WORKER_DIED, WORKER_SILENCED, WORKER_STARTED
+from daemon.metrics import Tally
 from daemon.progress import DoneEvent, FailedEvent, ProgressEvent, StepEvent
 from state import durable
 from state.store import Store
@@ -44,6 +45,8 @@ class Workshop:
     """Batches and candidates that were quarantined or rejected since the start."""
     notes: dict[str, str] = field(default_factory=dict)
     """What a person should know, by the part that says it."""
+    tally: Tally = field(default_factory=Tally)
+    """What the metrics count since the start."""
     stalled: set[str] = field(default_factory=set)
     """Parts whose note names what a person has to mend before they go on: the disk, the settings, the probes."""
     waits: dict[str, str] = field(default_factory=dict)

@@ -15,6 +15,7 @@ from daemon import intakes, verdicts
 from daemon.board import Board
 from daemon.claims import Claims
 from daemon.config import Config
+from daemon.exporter import Exporter
 from daemon.intakes import Intakes
 from daemon.job import Job, Workshop
 from daemon.log import (
@@ -24,10 +25,12 @@ from daemon.log import (
     SERVICE_STOPPED,
     STORE_VERIFIED,
 )
+from daemon.metrics_values import Values, loop_values, text
 from daemon.notify import Notifier
 from daemon.report import facts, status_line
 from daemon.rounds import Rounds
 from daemon.scrub import Scrub
+from daemon.serving import Serving
 from daemon.timers import VERIFY, Timers
 from daemon.web import Web
 from state.errors import LockedError, StoreCorruptError
@@ -53,6 +56,8 @@ class Loop:
         self.intakes = Intakes(shop)
         self.rounds = Rounds(shop)
         self.scrub = Scrub(shop)
+        self.serving = Serving(shop)
+        self.metrics = Exporter(shop.home, shop.config.metrics, self._metrics, lambda said: shop.note("metrics", said))
         self._board = Board(shop.home)
         self._web = Web(shop)
         self._seen_version: tuple[int, int] | None = None
@@ -72,6 +77,7 @@ class Loop:
         self.claims.start()
         self._timers.start()
         self._web.apply(self.shop.config.web)
+        self.metrics.start()
         self._notify.ready()
         _log.info(SERVICE_STARTED, pid=os.getpid(), home=str(self.shop.home), python=sys.version.split()[0])
 
@@ -82,6 +88,7 @@ class Loop:
             woken: False when the loop only looks by itself; then a tick at rest costs next to nothing.
         """
         self._guard("ledger", lambda: self._turn(woken=woken), self._tell_in_short)
+        self.metrics.tick()
         self._ping()
 
     def _turn(self, *, woken: bool) -> None:
@@ -101,9 +108,10 @@ class Loop:
         self._guard("intakes", self.intakes.tick, self.intakes.suspend)
         self._guard("rounds", self.rounds.tick, self.rounds.suspend)
         self._guard("verify", self.scrub.tick, self.scrub.stop)
+        self._guard("serving", self.serving.tick, _nothing)
         self._board.save_durations(self.rounds.durations_s)
-        times = [when for when in (self.rounds.next_retry(), self.intakes.next_retry()) if when is not None]
-        self._retry_at = min(times, default=None)
+        times = (self.rounds.next_retry(), self.intakes.next_retry(), self.serving.next_due())
+        self._retry_at = min((when for when in times if when is not None), default=None)
 
     def _is_untold(self) -> bool:
         return not self._is_told or self._standing() != self._told
@@ -142,7 +150,7 @@ class Loop:
 
     def is_drained(self) -> bool:
         """Nothing is left that would go on by itself."""
-        if not self.claims.is_drained() or self.intakes.job or self.rounds.job:
+        if not self.claims.is_drained() or self.intakes.job or self.rounds.job or self.serving.is_busy():
             return False
         if self.shop.stalled:
             return True
@@ -162,7 +170,7 @@ class Loop:
         inbox = self.claims.inbox
         left = inbox.num_set_aside or inbox.problems or inbox.waiting or self.claims.stopped_by
         bad = self.shop.num_bad or self.scrub.num_findings
-        return bool(left or bad or self.shop.stalled or self.rounds.held_back)
+        return bool(left or bad or self.shop.stalled or self.rounds.held_back or self.serving.is_degraded())
 
     def apply(self, config: Config) -> None:
         """Takes changed settings. Raises ConfigError, and then keeps the old ones."""
@@ -170,6 +178,7 @@ class Loop:
         self.shop.config = config
         self.claims.apply()
         self._web.apply(config.web)
+        self.metrics.apply(config.metrics)
 
     def stop(self) -> None:
         """Ends workers and threads within seconds; whatever they did is resumed at the next start."""
@@ -179,6 +188,8 @@ class Loop:
         self.claims.stop()
         for part in (self.intakes, self.rounds, self.scrub):
             part.stop()
+        self._guard("serving", self.serving.stop, _nothing)
+        self.metrics.stop()
         self._board.remove()
         _log.info(SERVICE_STOPPED, pid=os.getpid())
 
@@ -217,6 +228,20 @@ class Loop:
         self._is_told = self._board.show(told, at=self.shop.stamp())
         self._told = self._standing()
         self._notify.status(status_line(told))
+
+    def _metrics(self) -> str:
+        return text(self.shop.store, self.shop.tally, self._values)
+
+    def _values(self) -> Values:
+        """May be called from any thread."""
+        return loop_values(
+            jobs=[job.kind for job in self._jobs()],
+            num_problems=len(self.shop.notes),
+            num_findings=self.scrub.num_findings,
+            num_waiting=len(self.claims.inbox.waiting),
+            replicas=self.serving.replicas,
+            durations_s=self.rounds.durations_s,
+        )
 
     def _ping(self) -> None:
         limit_s = self.shop.config.schedule.phase_limit_s + 60

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from daemon.replica_views import in_short
 from daemon.terminal import (
     NOTHING,
     Colour,
@@ -101,6 +102,7 @@ def status_lines(view: View, style: Style, *, with_round: bool = True) -> list[s
             ("queue", _queue(view["queue"])),
             ("inbox", f"{view['inbox']['waiting']} waiting"),
             ("quarantine", str(view["quarantine"]) if view["quarantine"] else ""),
+            ("serving", in_short(view.get("serving", ()))),
             ("service", running),
             ("page", service.get("page") or ""),
             ("", printable(service["message"])),

@@ -102,6 +102,8 @@ class Rounds:
         if ending is not None:
             self.job = None
             self.durations_s = {**self.durations_s, **job.durations_s}
+            for step, duration_s in job.durations_s.items():
+                self._shop.tally.step(step, duration_s)
             self._not_before = self._verdicts.conclude(job.name, ending)
             self._store.note_at_work("")
 
@@ -176,7 +178,7 @@ class Rounds:
     def _begin(self, work: Work) -> RoundRow:
         if isinstance(work, RoundRow) and work.state == "running":
             return work
-        config, now = settings.to_dict(self._shop.config), self._shop.stamp()
+        config, now = settings.of_round(self._shop.config), self._shop.stamp()
         if isinstance(work, RoundRow):
             return self._store.begin_revert(work.id, config=config, now=now)
         return self._store.begin_round(work.sha256, config=config, now=now)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon.command import Context, service_pid
+from daemon.replica_views import degraded_problems, replica_views
 from daemon.views import Names, Standing, measured
 from state.errors import NotFoundError
 from state.layout import PROGRESS_FILE
@@ -33,6 +34,8 @@ def look(context: Context, store: Store) -> Standing:
         *_room_problems(context, config),
     ]
     progress = read_progress(context.home) if pid is not None else {}
+    replicas = replica_views(store, config)
+    problems += degraded_problems(replicas)
     return Standing(
         current=current,
         previous=store.previous(),
@@ -49,6 +52,7 @@ def look(context: Context, store: Store) -> Standing:
         num_versions=store.ledger.next_number(VersionRow),
         service_pid=pid,
         free_bytes=_free_bytes(context.home),
+        replicas=replicas,
         problems=[problem for problem in problems if problem] + _told_problems(progress),
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final
 
@@ -51,9 +53,7 @@ ReadWritePaths={home}
 ProtectHome={protect_home}
 PrivateTmp=yes
 {devices}
-PrivateNetwork=yes
-IPAddressDeny=any
-RestrictAddressFamilies=AF_UNIX
+{network}
 ProtectKernelTunables=yes
 ProtectKernelModules=yes
 ProtectKernelLogs=yes
@@ -85,17 +85,30 @@ DevicePolicy=closed
 DeviceAllow=char-nvidia* rw
 DeviceAllow=char-drm rw
 DeviceAllow=char-kfd rw"""
+_NO_NETWORK: Final = "PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX"
+_NETWORK: Final = """\
+# Replicas of [[serving]] and the metrics endpoint are reached; nothing else is.
+PrivateNetwork=no
+IPAddressDeny=any
+IPAddressAllow={addresses}
+RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6"""
+_NAMED_ADDRESSES: Final = ("localhost", "link-local", "multicast", "any")
 _CPU_DEVICES: Final = "PrivateDevices=yes\nDevicePolicy=closed"
 _HEADER: Final = "/etc/systemd/system/alignd.service, as `alignd unit` prints it"
 _STATE_DIRECTORIES: Final = "StateDirectory=alignd\nStateDirectoryMode=0750\n"
 _CACHE_DIRECTORIES: Final = "CacheDirectory=alignd\nCacheDirectoryMode=0750"
 
 
-def render_unit(home: Path, executable: Path, *, gpu: bool) -> str:
+def render_unit(home: Path, executable: Path, *, gpu: bool, network: Sequence[str] = ()) -> str:
     """The hardened unit for a service in ``home``, run by ``executable``; ``gpu`` opens the GPUs to it.
 
+    Args:
+        network: addresses and networks that it may reach and be reached from, as systemd's IPAddressAllow takes them;
+            none: it has no network at all.
+
     Raises:
-        ValueError: a path is not absolute, or has a character that systemd would read as something else.
+        ValueError: a path is not absolute, or has a character that systemd would read as something else; or an address is
+            none.
     """
     for path in (home, executable):
         _refuse_unsafe(path)
@@ -107,7 +120,14 @@ def render_unit(home: Path, executable: Path, *, gpu: bool) -> str:
         directories=state + _CACHE_DIRECTORIES,
         protect_home="read-only" if _is_under_home(home) or _is_under_home(executable) else "yes",
         devices=_GPU_DEVICES if gpu else _CPU_DEVICES,
+        network=_NETWORK.format(addresses=" ".join(map(_address, network))) if network else _NO_NETWORK,
     )
+
+
+def _address(text: str) -> str:
+    if text not in _NAMED_ADDRESSES:
+        ip_network(text, strict=False)
+    return text
 
 
 def _is_under_home(path: Path) -> bool:

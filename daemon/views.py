@@ -251,6 +251,7 @@ class Standing:
     num_versions: int = 1
     service_pid: int | None = None
     free_bytes: int | None = None
+    replicas: Sequence[View] = ()
     problems: Sequence[str] = ()
 
 
@@ -278,6 +279,7 @@ def status_view(standing: Standing) -> View:
             "page": standing.progress.get("page"),
         },
         "disk": {"free_bytes": standing.free_bytes},
+        "serving": list(standing.replicas),
         "problems": list(standing.problems),
     }
 

@@ -32,7 +32,7 @@ def plan(versions: list[VersionRow], *, kept: set[int], tagged: set[int], keep_m
 
     Args:
         versions: all versions, oldest first.
-        kept: never to go: current, previous.
+        kept: never to go: current, previous, and what replicas may still read.
         tagged: versions with a tag.
         keep_materialized: how many of the newest published versions stay, >= 0.
     """
@@ -92,7 +92,7 @@ def _items(store: Store, keep_materialized: int) -> list[Item]:
 
 def _models(store: Store, keep_materialized: int) -> Iterator[sweep.Leftover]:
     previous = store.previous()
-    kept = {store.current().id} | ({previous.id} if previous else set())
+    kept = {store.current().id, *store.versions_in_replicas} | ({previous.id} if previous else set())
     tagged = {tag.version for tag in store.ledger.tags()}
     gone = plan(store.ledger.versions(), kept=kept, tagged=tagged, keep_materialized=keep_materialized)
     for number, reason in gone.items():

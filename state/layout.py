@@ -34,6 +34,11 @@ class Layout:
         return self.root / "service.lock"
 
     @property
+    def serving_lock(self) -> Path:
+        """Held while replicas are told something, by the service or by a command where none runs."""
+        return self.root / "serving.lock"
+
+    @property
     def store_lock(self) -> Path:
         """Held for each change of the store, by anybody."""
         return self.root / "store.lock"

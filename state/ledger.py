@@ -141,6 +141,11 @@ class Ledger(Windows):
         """Rounds in these states (all when none is named), oldest first."""
         return self._select(RoundRow, *in_states(states), order="id")
 
+    def counts(self, kind: type[BatchRow] | type[RoundRow] | type[VersionRow]) -> dict[str, int]:
+        """How many rows of a table are in each state that there is one in."""
+        rows = self._run(f"SELECT state, count(*) FROM {TABLES[kind]} GROUP BY state")
+        return {str(state): int(count) for state, count in rows}
+
     def round(self, round_id: str) -> RoundRow | None:
         return self._one(RoundRow, "id = ?", round_id)
 

@@ -12,10 +12,11 @@ from state.errors import StoreMissingError
 from state.layout import Layout
 from state.ledger import Ledger
 from state.queue import Queue
+from state.serving import Serving
 
 
-class Store(Queue, Versions):
-    """One home's store; its operations are in `queue.Queue`, `switch.Switch` and `commit.Versions`.
+class Store(Queue, Versions, Serving):
+    """One home's store; its operations are in `queue.Queue`, `switch.Switch`, `commit.Versions` and `serving.Serving`.
 
     A context manager that closes the ledger. May be shared by threads; each process opens its own.
     """

@@ -18,7 +18,7 @@ from typing import Final
 from tests.losing_disk import DATA_LOSSES, Disk, Node, kept_names_of, num_common
 
 LEDGER: Final = ("store/ledger.db", "store/ledger.db-wal")
-UNKEPT: Final = ("store/ledger.db-shm", "store/service.lock", "store/store.lock", ".create.lock")
+UNKEPT: Final = ("store/ledger.db-shm", "store/service.lock", "store/serving.lock", "store/store.lock", ".create.lock")
 """Nothing in them outlives a process."""
 PAGE_BYTES: Final = 4096
 """Of SQLite, where nobody chose another size."""

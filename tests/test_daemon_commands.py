@@ -482,7 +482,14 @@ def test_logs_without_systemd_say_where_the_log_is(
 
 def test_rollback_prints_before_and_after_and_holds(alignd: Alignd, two: Store) -> None:
     data = alignd.json("rollback", "v0", "--reason", "worse")
-    assert data == {"before": "v2", "after": "v0", "blocked": ["v2", "v1"], "held": True, "reason": "worse"}
+    assert data == {
+        "before": "v2",
+        "after": "v0",
+        "blocked": ["v2", "v1"],
+        "held": True,
+        "reason": "worse",
+        "replicas": [],
+    }
     view = alignd.json("status")
     assert (view["current"], view["held"], view["hold"]["reason"]) == ("v0", True, "worse")
     assert two.current_link.readlink().name == "v0"
@@ -609,7 +616,7 @@ def test_resume_lifts_hold_and_pause_and_says_which(alignd: Alignd, two: Store) 
 def test_promote_of_a_blocked_version_needs_force(alignd: Alignd, two: Store) -> None:
     alignd.json("rollback")
     assert alignd("promote", "v2", "--reason", "x")[0] == exitcodes.REFUSED
-    assert alignd.json("promote", "v2", "--force", "--reason", "x") == {"before": "v1", "after": "v2"}
+    assert alignd.json("promote", "v2", "--force", "--reason", "x") == {"before": "v1", "after": "v2", "replicas": []}
 
 
 def test_a_switch_to_what_is_in_service_says_so(alignd: Alignd, two: Store) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from daemon import log
+from daemon import events, log
 
 FROZEN = [
     "service_started",
@@ -58,6 +58,12 @@ FROZEN = [
     "web_answered_with_error",
     "web_refused",
     "web_changed",
+    "replica_synced",
+    "replica_failed",
+    "replica_restored",
+    "replica_drifted",
+    "metrics_started",
+    "metrics_failed",
 ]
 
 
@@ -95,6 +101,22 @@ def test_events_are_named_by_their_constants_everywhere() -> None:
                 continue
             if node.func.attr in calls and ast.unparse(node.func.value) in ("_log", "log"):
                 assert isinstance(node.args[0], ast.Name | ast.IfExp), f"{path.name}:{node.lineno}"
+
+
+def test_nothing_is_logged_that_is_not_listed() -> None:
+    listed = {name for name, value in vars(log).items() if name.isupper() and value in log.EVENTS}
+    for path in sorted(Path(log.__file__).parent.glob("*.py")):
+        names = {name for name, _ in events.logged(path.read_text())}
+        assert names <= listed, f"{path.name} logs {sorted(names - listed)}, which daemon/log.py does not list"
+    planted = "_log.info(ZORP_GLIMMED, num=1)\nevent = A if b else C\nlog.error(event)"
+    assert [name for name, _ in events.logged(planted)] == ["ZORP_GLIMMED", "A", "C"]
+
+
+def test_the_page_about_events_is_what_the_sources_say() -> None:
+    page = Path(log.__file__).parents[1] / "docs" / "events.md"
+    assert page.read_text() == events.render(), "`python -m daemon.events > docs/events.md` writes it anew"
+    for event in events.events().values():
+        assert event.meaning and "|" not in event.meaning, event.name
 
 
 def test_every_event_is_logged_somewhere() -> None:

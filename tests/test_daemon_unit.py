@@ -49,6 +49,16 @@ def test_gpus_are_open_only_where_asked_for() -> None:
     assert "PrivateDevices=yes" in without and not any("DeviceAllow" in line for line in without)
 
 
+def test_the_network_is_open_only_where_and_as_far_as_asked_for() -> None:
+    without = _keys(render_unit(DEFAULT_HOME, DEFAULT_EXECUTABLE, gpu=False))
+    assert "PrivateNetwork=yes" in without and "RestrictAddressFamilies=AF_UNIX" in without
+    text = render_unit(DEFAULT_HOME, DEFAULT_EXECUTABLE, gpu=False, network=["localhost", "10.1.0.0/16"])
+    assert {"PrivateNetwork=no", "IPAddressDeny=any", "IPAddressAllow=localhost 10.1.0.0/16"} <= set(_keys(text))
+    for address in ("10.1.0.0/99", "x\nExecStart=/bin/sh", "gpu-a"):
+        with pytest.raises(ValueError, match="does not appear to be"):
+            render_unit(DEFAULT_HOME, DEFAULT_EXECUTABLE, gpu=False, network=[address])
+
+
 def test_a_home_elsewhere_is_writable_and_not_systemds_to_own() -> None:
     lines = _keys(render_unit(Path("/srv/models/alignd"), DEFAULT_EXECUTABLE, gpu=True))
     assert "ReadWritePaths=/srv/models/alignd" in lines
@@ -62,10 +72,12 @@ def test_a_path_that_systemd_would_misread_is_refused(home: str) -> None:
 
 
 @needs_systemd
-@pytest.mark.parametrize("gpu", [True, False])
-def test_systemd_finds_nothing_to_complain_about(tmp_path: Path, gpu: bool) -> None:
+@pytest.mark.parametrize(
+    ("gpu", "network"), [(True, []), (False, []), (False, ["localhost", "10.0.0.0/8", "fd00::/8"])]
+)
+def test_systemd_finds_nothing_to_complain_about(tmp_path: Path, gpu: bool, network: list[str]) -> None:
     unit = tmp_path / "alignd.service"
-    unit.write_text(render_unit(DEFAULT_HOME, Path("/bin/true"), gpu=gpu))
+    unit.write_text(render_unit(DEFAULT_HOME, Path("/bin/true"), gpu=gpu, network=network))
     done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
