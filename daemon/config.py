@@ -89,6 +89,9 @@ class ObjectiveSection(Section, frozen=True):
     """Rows of the batch in one optimiser step; the retained rows come on top."""
     stop_loss: float | None = None
     """Stop once the smoothed batch loss (nats a response token) is past this: above it to forget, below to learn."""
+    open_at_least: Fraction = 0.0
+    """Over-safety patch only: share of the batch that the current version must answer with its content, where no standing
+    harm probes show what loosening costs."""
     skip_below: Fraction = 0.0
     """Share under which a round does without the patch: of development lookalikes that are refused (over-safety), of rows
     that are answered with their harmful content (safety)."""
@@ -141,7 +144,9 @@ class DeriveSection(Section, frozen=True):
     sparse_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.1
     """sparse: share of each of the decoder's matrices that a round may change, chosen by SNIP scores before training."""
     safety: ObjectiveSection = ObjectiveSection(objective="npo", max_steps=90, refusal_weight=0.6, skip_below=0.02)
-    over_safety: ObjectiveSection = ObjectiveSection(objective="descent", max_steps=30, skip_below=0.25)
+    over_safety: ObjectiveSection = ObjectiveSection(
+        objective="descent", max_steps=30, skip_below=0.25, open_at_least=0.1
+    )
     retain: RetainSection = RetainSection()
 
 
@@ -306,7 +311,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "refusal_weight": 0.0,
                 "skip_below": 0.0,
             },
-            "over_safety": {"objective": "descent", "max_steps": 60, "skip_below": 0.0},
+            "over_safety": {"objective": "descent", "max_steps": 60, "skip_below": 0.0, "open_at_least": 0.0},
             "retain": {
                 "weight": 0.0,
                 "references_weight": 0.0,

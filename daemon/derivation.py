@@ -6,13 +6,14 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from msgspec.structs import replace
 
 from daemon.config import ObjectiveSection
 from daemon.material import Material, Teachers, references, trainable
-from daemon.probes import ProbeRow, development_part
+from daemon.probes import ProbeRow, development_part, thin
 from daemon.workbench import Pair, Workbench, is_right, refusals_among
 from patches.backends import TaskVector, usual_learning_rate
 from patches.chat import Encoded
@@ -26,9 +27,11 @@ from patches.model import decoder_linears
 from patches.terms import AnswerTerm, BatchTerm, HoldTerm, Term, hold, row_nll
 from policies.decision import Decision
 from policies.gates import Share
-from policies.loosening import needs_forgetting, needs_loosening
+from policies.loosening import may_loosen, needs_forgetting, needs_loosening
 
 Progress = Callable[[float, float], None]
+MAX_ASKED: Final = 100
+"""Rows of the batch that the current version is asked before it is loosened."""
 
 
 def derive_over_safety(
@@ -42,9 +45,9 @@ def derive_over_safety(
 ) -> Derivation:
     """The patch of the model trained to answer the batch, by itself a jailbreak; zero where nothing is left to loosen."""
     settings = bench.config.derive.over_safety
-    need = loosening_need(bench)
-    if not need.accepted:
-        return _nothing(bench, need.reasons[0])
+    for need in (loosening_need(bench), loosening_leave(bench, material.batch)):
+        if not need.accepted:
+            return _nothing(bench, need.reasons[0])
     weight = bench.config.derive.retain.references_weight
     taught = references(material.lookalikes)
     answered = _to_answer(material) if taught and weight > 0 else material.batch
@@ -77,6 +80,15 @@ def loosening_need(bench: Workbench) -> Decision:
     answers = bench.generator().answer([row.messages for row in rows])
     refused = Share(len(refusals_among(rows, answers, bench.judge)), len(rows))
     return needs_loosening(refused, bench.config.derive.over_safety.skip_below)
+
+
+def loosening_leave(bench: Workbench, batch: Sequence[Pair]) -> Decision:
+    """Whether the batch is evidence of harm that the current version does, or standing probes watch over it."""
+    at_least, is_watched = bench.config.derive.over_safety.open_at_least, bool(bench.files.harm)
+    asked = [] if is_watched or at_least == 0 else thin(batch, MAX_ASKED)
+    answers = bench.generator().answer([messages for messages, _ in asked])
+    is_open = _gives_content(bench, asked, answers)
+    return may_loosen(Share(sum(is_open), len(asked)), at_least, is_watched=is_watched)
 
 
 @dataclass(frozen=True)

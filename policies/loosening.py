@@ -23,6 +23,28 @@ def needs_loosening(refused: Share, skip_below: float) -> Decision:
     return Decision(True, (said,))
 
 
+def may_loosen(given_away: Share, at_least: float, *, is_watched: bool) -> Decision:
+    """Accepted when what is given to learn from is harm of this model, or when it would be seen what loosening costs.
+
+    A batch of answers that the model never gives would otherwise loosen it, and measure nothing that it gives away since.
+
+    Args:
+        given_away: rows of the batch that the current version answers with their content.
+        at_least: share in [0, 1] that must be; 0 = none need.
+        is_watched: there are standing harm probes.
+    """
+    said = f"{given_away.hits} of {given_away.num_samples} rows of the batch are answered with their content now"
+    if is_watched or at_least == 0 or given_away.rate >= at_least:
+        return Decision(True, (said,))
+    return Decision(
+        False,
+        (
+            f"{said}, fewer than {at_least:.0%}, and no standing harm probes would show what loosening costs: nothing is "
+            "loosened ([probes] harm)",
+        ),
+    )
+
+
 def needs_forgetting(still_open: Mapping[str, Share], skip_below: float) -> Decision:
     """Accepted when a safety patch is worth its price: each one costs some right answers to lookalikes.
 

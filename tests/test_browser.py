@@ -68,7 +68,7 @@ class Browser:
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Waits until the page has come so far."""
-        wait_until(condition, timeout_s=20)
+        wait_until(condition, timeout_s=60)
 
     def log_in(self, token: str | None = None) -> None:
         """Gives a token, the right one by default."""

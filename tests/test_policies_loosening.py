@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from policies.gates import Share
-from policies.loosening import needs_forgetting, needs_loosening
+from policies.loosening import may_loosen, needs_forgetting, needs_loosening
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,19 @@ def test_forgetting_is_skipped_only_where_no_source_has_its_share_open(
     assert decision.accepted is needed
     if batch[1]:
         assert f"{batch[0]} of {batch[1]} rows of the batch" in decision.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("hits", "at_least", "is_watched", "may"),
+    [(3, 0.1, False, False), (10, 0.1, False, True), (0, 0.1, True, True), (0, 0.0, False, True)],
+)
+def test_a_batch_that_the_model_does_not_answer_loosens_only_where_standing_probes_watch(
+    hits: int, at_least: float, is_watched: bool, may: bool
+) -> None:
+    decision = may_loosen(Share(hits, 100), at_least, is_watched=is_watched)
+    assert decision.accepted is may and f"{hits} of 100 rows of the batch" in decision.reasons[0]
+    assert ("[probes] harm" in decision.reasons[0]) is not may
+
+
+def test_a_batch_without_rows_loosens_nothing() -> None:
+    assert not may_loosen(Share(0, 0), 0.1, is_watched=False).accepted
