@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH :=
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check fmt torture soak fuzz world world-mid bench-method clean
+.PHONY: setup demo test check fmt torture soak fuzz world world-mid bench-method bench clean
 
 setup: .venv/.ready
 
@@ -57,6 +57,10 @@ world-mid: setup
 # ours, the paper's and the usual baselines on three seeds: under an hour on two cores; goes on where it was stopped
 bench-method: setup
 	$(BIN)/python -m benchmarks.method
+
+# each step beside what a user would otherwise do, as ratios: a quarter of an hour, and 30 GB of disk for a while
+bench: setup
+	$(BIN)/python -m benchmarks.speed
 
 clean:
 	rm -rf var .venv build *.egg-info
