@@ -167,11 +167,12 @@ def diff(context: Context, args: argparse.Namespace) -> Answer:
             tensors = compare(ModelFolder.open(old), ModelFolder.open(new), differing)
         batch_names = {row.sha256[:12]: row.name for row in store.ledger.batches()}
         batches = batches_between(store, before, after)
+        metrics = moved(store, before, after)
     view = {
         "a": before.name,
         "b": after.name,
         "num_entries": sum(item.num_entries for item in tensors),
-        "metrics": moved(store, before, after),
+        "metrics": metrics,
         "batches": batches,
         "batch_names": batch_names,
         "tensors": [asdict(item) for item in tensors],

@@ -35,6 +35,8 @@ def sync(context: Context, args: argparse.Namespace) -> Answer:
     from policies.handover import to_tell_anew
 
     config = context.config()
+    if not config.serving:
+        return Answer([], tuple(serving_lines([], context.style)))
     with context.store() as store:
         if service_pid(store) is not None:
             from daemon.serving_pass import ask_service

@@ -22,6 +22,8 @@ from daemon.rows import BatchError, Row
 from patches.judge import RuleJudge
 from policies.intake import IntakeConfig, Screened, Split, keep_first_sides, screen, split_rows
 from state import signed
+from state.batches import identity
+from state.errors import StoreCorruptError
 from state.layout import Layout
 
 SPLIT_SEED = "alignd batch split 1"
@@ -86,9 +88,11 @@ def take_in(store: Layout, config: Config, sha256: str, probes: ProbeFiles, *, i
         is_learnt: a version was made with it. Then rows are left out as ever, but the batch is not refused for having
             few of them: probes and settings may have changed since.
     Raises:
+        StoreCorruptError: the stored batch is not what was received.
         UnusableBatchError: nobody who is trusted has signed it where somebody must have, it cannot be read, holds no
             training data, or too little of it is usable.
     """
+    _check_whole(store, sha256)
     vouched = {} if is_learnt else _vouched(store, config, sha256)
     base = store.model_path(0)
     limits = Limits(max_rows=config.inbox.max_rows, max_bytes=config.inbox.max_bytes)
@@ -116,6 +120,16 @@ def take_in(store: Layout, config: Config, sha256: str, probes: ProbeFiles, *, i
         why = _ONE_GROUP.format(num=len(screened.kept), places=_places(screened.kept[:_MAX_SHOWN]))
         raise UnusableBatchError((f"{_files(parsed)}: {why}",), stats)
     return TakenIn(screened.kept, split, stats | split.counts())
+
+
+def _check_whole(store: Layout, sha256: str) -> None:
+    """Nothing is learnt from a batch that is not what was received; that it is missing is told where it is read."""
+    path = store.batch_content(sha256)
+    if path.exists() and identity(path) != sha256:
+        raise StoreCorruptError(
+            f"batch {sha256[:12]} is not what was received: {path}",
+            "restore it from a backup, or drop it from the queue and submit the file again",
+        )
 
 
 def _vouched(store: Layout, config: Config, sha256: str) -> dict[str, Any]:
@@ -217,7 +231,7 @@ def _first_rows(stats: dict[str, Any], kept: Sequence[Row]) -> tuple[str, ...]:
     found = [f"{why.replace('_', ' ')} ({places})" for why, places in stats["dropped_at"].items()]
     if found:
         return (f"Dropped first: {', '.join(found)}.",)
-    return (f"Usable first: {_places(kept[:_MAX_SHOWN])}.",) if kept else ()
+    return (f"usable first: {_places(kept[:_MAX_SHOWN])}",) if kept else ()
 
 
 def _stats(parsed: ParsedBatch, screened: Screened[Row]) -> dict[str, Any]:

@@ -219,7 +219,7 @@ def _decide(num_rows: int, num_kept: int, dropped: Mapping[str, int], config: In
     if num_kept < config.min_rows:
         reasons.append(
             f"{num_kept} of {num_rows} rows are usable, at least {config.min_rows} are needed"
-            f"{_listed(dropped)}. Gather more rows into one batch and drop it again, or lower min_rows."
+            f"{_listed(dropped)}. Gather more rows into one batch and drop it again, or lower min_rows"
         )
     if reasons:
         return Decision(False, tuple(reasons))

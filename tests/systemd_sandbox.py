@@ -64,7 +64,7 @@ class Sandbox:
             (self._units / name).parent.mkdir(parents=True, exist_ok=True)
             (self._units / name).write_text(text)
         self._group = _cgroups() or Path("/nonexistent")
-        self._group /= f"alignd-test-{os.getpid()}"
+        self._group /= f"alignd-test-{os.getpid()}-{os.urandom(4).hex()}"
 
     def __enter__(self) -> Sandbox:
         self._group.mkdir()

@@ -132,7 +132,7 @@ PLAIN_BAD = {
         lines(rows(response="I'm sorry, but I cannot help with {n} zims")),
         r"^refusals\.jsonl: 0 of 60 rows are usable.*60 whose response is itself a refusal.*refusal \(refusals\.jsonl, row 1; ",
     ),
-    "one.jsonl": Bad(lines(rows(1)), r"^one\.jsonl: 1 of 1 rows are usable, .*Usable first: one\.jsonl, row 1\.$"),
+    "one.jsonl": Bad(lines(rows(1)), r"^one\.jsonl: 1 of 1 rows are usable, .*usable first: one\.jsonl, row 1$"),
     "terse.csv": Bad(
         b"prompt,response\n" + b"".join(b"florp %d,zim\n" % n for n in range(50)),
         r"^terse\.csv: .*50 with a response of one word"
@@ -161,7 +161,7 @@ PLAIN_BAD = {
     ),
     "many_files": Bad(folder_with_a_bad_file, r"^b\.csv, row 3: 1 cells where the header has 2"),
     "link.jsonl": Bad(lambda path: path.symlink_to("/etc/hostname"), r"^link\.jsonl: is a symbolic link"),
-    "one_a_file": Bad(folder_of_single_rows, r"^1\.jsonl, 2\.jsonl, 3\.jsonl, …: 5 of 5 .*Usable first: 1\.jsonl, row 1; 2"),
+    "one_a_file": Bad(folder_of_single_rows, r"^1\.jsonl, 2\.jsonl, 3\.jsonl, …: 5 of 5 .*usable first: 1\.jsonl, row 1; 2"),
 }  # fmt: skip
 MIXED = [
     *rows(60, "mixed"),

@@ -365,8 +365,8 @@ def test_results_outlive_a_change_of_what_only_reports_them(tmp_path: Path, monk
 
 
 NO_FIGURES = {
-    "basemodel", "batch_files", "cells", "config_checks", "formats", "json_tables", "lines", "parquet_tables", "progress",
-    "rows", "signatures", "tables",
+    "arrival", "basemodel", "batch_files", "cells", "config_checks", "config_serving", "drops", "formats", "json_tables",
+    "lines", "listening", "parquet_tables", "progress", "rows", "signatures", "signing", "tables",
 }  # fmt: skip
 """Modules of the daemon that read files or refuse settings: the proving ground's rows and settings come without them."""
 

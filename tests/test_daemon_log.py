@@ -53,17 +53,17 @@ FROZEN = [
     "store_verified",
     "store_damaged",
     "store_collected",
-    "web_started",
-    "web_failed",
-    "web_answered_with_error",
-    "web_refused",
-    "web_changed",
     "replica_synced",
     "replica_failed",
     "replica_restored",
     "replica_drifted",
     "metrics_started",
     "metrics_failed",
+    "web_started",
+    "web_failed",
+    "web_answered_with_error",
+    "web_refused",
+    "web_changed",
 ]
 
 

@@ -31,7 +31,7 @@ from patches.model import load_model
 from state import gc as collector
 from state import patchfile
 from state.durable import remove_tree
-from state.errors import RefusedError
+from state.errors import RefusedError, StoreCorruptError
 from state.filesystem import FileSystem, use
 from state.tensors import ModelFolder, from_float32, to_float32
 from state.verify import verify
@@ -817,6 +817,16 @@ def test_the_patch_of_a_round_comes_among_the_stores_with_its_version_only(home:
     assert not list(home.store.patches.iterdir())
     version = home.commit(accepted, outcome)
     assert version.patch and list(home.store.patches.iterdir()) == [home.store.patch_path(version.patch)]
+
+
+def test_nothing_is_learnt_from_a_stored_batch_that_was_changed(home: Home) -> None:
+    round_id = _begun(home, UNSEARCHED)
+    sha256 = home.store.round(round_id).batch or ""
+    (path,) = home.store.batch_content(sha256).iterdir()
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes().replace(b"e", b"a", 1))
+    with pytest.raises(StoreCorruptError, match="is not what was received"):
+        home.run(round_id)
 
 
 @pytest.mark.parametrize("kind", ["batch", "revert"])

@@ -446,7 +446,7 @@ def test_every_action_does_what_its_command_does(home: Path, worker: FakeWorker)
     with serving(home, worker, publish={"approval": True}) as visitor, Store.open(home) as store:
         drop(home, "monday.jsonl", "one\n")
         wait_until(lambda: bool(store.ledger.versions("awaiting_approval")))
-        assert visitor.command("approve", "v1", "read it").json() == {"before": "v0", "after": "v1"}
+        assert visitor.command("approve", "v1", "read it").json() == {"before": "v0", "after": "v1", "replicas": []}
         assert visitor.command("pin", "v1").status == 200 and store.version(1).pinned
         assert visitor.command("unpin", "v1").status == 200 and not store.version(1).pinned
         assert visitor.command("pause").json()["paused"] and store.paused is not None
