@@ -83,9 +83,13 @@ def test_systemd_finds_nothing_to_complain_about(tmp_path: Path, gpu: bool, netw
 
 
 @needs_systemd
-def test_systemd_rates_the_exposure_below_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gpu", "network", "most"), [(True, [], 10), (False, ["localhost", "10.0.0.0/8"], 15)])
+def test_systemd_rates_the_exposure_at_most_as_budgeted(
+    tmp_path: Path, gpu: bool, network: list[str], most: int
+) -> None:
+    """Tenths; the page needs no network of the unit's own, since its socket comes from systemd."""
     unit = tmp_path / "alignd.service"
-    unit.write_text(render_unit(DEFAULT_HOME, Path("/bin/true"), gpu=True))
-    command = ["systemd-analyze", "security", "--offline=true", "--threshold=10", str(unit)]
+    unit.write_text(render_unit(DEFAULT_HOME, Path("/bin/true"), gpu=gpu, network=network))
+    command = ["systemd-analyze", "security", "--offline=true", f"--threshold={most}", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout[-300:]

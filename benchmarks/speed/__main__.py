@@ -53,18 +53,25 @@ def main(argv: list[str] | None = None) -> int:
     """Measure; 0 whatever comes out, since budgets are goals and the table says which hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--row", action="append", choices=NAMES, help="these only; may be repeated")
+    parser.add_argument(
+        "--without", action="append", choices=NAMES, default=[], help="all but these; what is kept says so"
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.child:
         print(json.dumps([row.__dict__ for row in _measured(options.row[0])]))
         return 0
     rows: list[Row] = []
-    for name in options.row or NAMES:
+    for name in options.row or [name for name in NAMES if name not in options.without]:
         print(f"{name} …", file=sys.stderr, flush=True)
         rows += _in_a_process(name)
     print(table(rows))
     if options.row is None:
-        RESULTS.write_text(json.dumps(_about() | {"rows": [row.to_dict() for row in rows]}, indent=1) + "\n")
+        kept = _about() | {"without": options.without, "rows": [row.to_dict() for row in rows]}
+        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
+            json.dumps(_about() | {"without": options.without, "rows": [row.to_dict() for row in rows]}, indent=1)
+            + "\n"
+        )
         print(f"kept in {RESULTS.relative_to(ROOT)}")
     return 0
 
