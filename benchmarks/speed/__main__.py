@@ -69,9 +69,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.row is None:
         kept = _about() | {"without": options.without, "rows": [row.to_dict() for row in rows]}
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
-            json.dumps(_about() | {"without": options.without, "rows": [row.to_dict() for row in rows]}, indent=1)
-            + "\n"
-        )
         print(f"kept in {RESULTS.relative_to(ROOT)}")
     return 0
 
