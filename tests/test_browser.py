@@ -275,6 +275,7 @@ def test_another_site_can_neither_act_nor_frame_the_page(
             f'<form method="post" action="{target}/do/rollback"><input name="ref" value="v0"><button>prize</button></form>'
         )
         browser.driver.get(evil.as_uri())
+        browser.until(lambda: bool(browser.driver.find_elements("css selector", "#frame")))
         browser.driver.switch_to.frame("frame")
         assert "Roll back" not in browser.text()
         browser.driver.switch_to.default_content()
