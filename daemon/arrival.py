@@ -16,6 +16,7 @@ from typing import Final
 
 import msgspec
 
+from state import signed
 from state.batches import check_depth, file_sha256
 from state.text import printable
 
@@ -32,8 +33,6 @@ PARTIAL: Final = (
 """Names inside a folder that say that somebody is still copying into it."""
 
 MARKERS: Final = (".done", ".ready")
-SIGNATURE: Final = ".sig"
-"""The name of a drop's signature ends so; a file that is called so is never a drop."""
 MANIFEST: Final = "manifest.json"
 _SET_BREAK_SIGNAL: Final = 10  # F_SETSIG of fcntl(2)
 _CHUNK_BYTES: Final = 1 << 20
@@ -113,7 +112,7 @@ UNSEEN: Final = Snapshot(Member("", 0, 0, 0, 0, 0, 0), ())
 
 def is_ignored(name: str) -> bool:
     """Whether a name in the inbox is no drop."""
-    return _matches(name, IGNORED) or name.endswith(SIGNATURE)
+    return _matches(name, IGNORED) or name.endswith(signed.ENDING)  # a drop's signature
 
 
 def marker_of(name: str, names: set[str]) -> str:

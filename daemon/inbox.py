@@ -14,7 +14,6 @@ import structlog
 
 from daemon.arrival import (
     MARKERS,
-    SIGNATURE,
     UNSEEN,
     is_ignored,
     is_open_for_writing,
@@ -92,6 +91,7 @@ class Inbox:
                 drop = self._try_to_look(name, names, now)
                 if drop is not None:
                     found[name] = drop
+        found |= self._lonely_signatures(names, now)
         self._known = found
         self._report_problems()
         return list(found.values())
@@ -106,10 +106,12 @@ class Inbox:
         if drop.signature is not None:
             self._keep_signature(drop.signature, entry.name)
         if not self._try_take_out(drop, entry):
+            signed.forget(self._store, entry.name)
             return None
         self._known.pop(drop.name, None)
         if drop.snapshot.is_regular and not self._stood_still(drop, entry):
             self._put_back(drop, entry)
+            signed.forget(self._store, entry.name)
             return None
         for sibling in (drop.marker, drop.signature):
             if sibling is not None:
@@ -153,7 +155,7 @@ class Inbox:
         else:
             drop = replace(before, seen_times=before.seen_times + 1)
         marker = next((self.root / (name + end) for end in MARKERS if name + end in names), None)
-        signature = self.root / (name + SIGNATURE) if name + SIGNATURE in names else None
+        signature = self.root / (name + signed.ENDING) if name + signed.ENDING in names else None
         still_s = (now - drop.since).total_seconds()
         settled = drop.seen_times > 1 and still_s >= self._settings.settle_s
         drop = replace(drop, marker=marker, signature=signature, problem=self._problem(drop), is_settled=settled)
@@ -193,7 +195,23 @@ class Inbox:
         """Its signature, for a while; then it is claimed without, and intake quarantines it with the reason."""
         is_wanted = self._settings.require_signature and drop.snapshot.is_regular and not drop.is_signed
         is_waited_for = is_wanted and still_s < max(self._settings.signature_wait_s, self._settings.settle_s)
-        return f"{ITS_SIGNATURE} {drop.label}{SIGNATURE}" if is_waited_for else ""
+        return f"{ITS_SIGNATURE} {drop.label}{signed.ENDING}" if is_waited_for else ""
+
+    def _lonely_signatures(self, names: set[str], now: datetime) -> dict[str, Drop]:
+        """Those whose drop does not come, or was claimed without them: told, so that a person mends it."""
+        found = {}
+        for name in sorted(names):
+            if not name.endswith(signed.ENDING) or name.startswith(".") or name.removesuffix(signed.ENDING) in names:
+                continue
+            path = self.root / name
+            with contextlib.suppress(OSError):
+                age_s = now.timestamp() - path.lstat().st_mtime
+                if age_s > self._settings.signature_wait_s:
+                    problem = (
+                        f"it is a signature, and {printable(name.removesuffix(signed.ENDING))} is not here; drop both"
+                    )
+                    found[name] = Drop(name, path, UNSEEN, now, problem=problem)
+        return found
 
     def _keep_signature(self, path: Path, entry: str) -> None:
         """Copies it into the store, whatever it is; a link is none, and more than any signature has is cut."""
@@ -243,7 +261,7 @@ class Inbox:
         path = self.root / spooled_name(entry.name)
         if os.path.lexists(path):
             return
-        for marker in (path.with_name(path.name + end) for end in (*MARKERS, SIGNATURE)):
+        for marker in (path.with_name(path.name + end) for end in (*MARKERS, signed.ENDING)):
             if os.path.lexists(marker) and marker.lstat().st_ctime_ns <= entry.lstat().st_ctime_ns:
                 _remove_marker(marker)
 
@@ -256,6 +274,7 @@ class Inbox:
 
     def _register(self, entry: Path, now: str) -> Claim | None:
         name = spooled_name(entry.name)
+        is_signed = signed.came_with(self._store, entry.name)
         try:
             claim = self._store.claim_batch(entry, name=name, actor=ACTOR, now=now)
         except UNFIT as err:
@@ -263,7 +282,9 @@ class Inbox:
                 raise
             self._set_aside(entry, name, cause(err).replace(printable(entry.name), printable(name)), now)
             return None
-        signed.belongs_to(self._store, entry.name, claim.batch.sha256)
+        batch = claim.batch
+        if is_signed and batch.state == "quarantined" and batch.reason.startswith(signed.NOT_VOUCHED):
+            self._store.release(batch.sha256, actor=ACTOR, now=now)  # intake looks whether this one holds
         known_as = {"known_as": claim.batch.name} if claim.is_duplicate else {}
         event = BATCH_DUPLICATED if claim.is_duplicate else BATCH_CLAIMED
         _log.info(event, batch_name=name, batch=claim.batch.sha256, **known_as)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
@@ -23,13 +24,14 @@ from state.layout import Layout
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-MAX_SIGNATURES: Final = 16
-"""Of one content, that are tried."""
-_HOW: Final = "`alignd submit --sign KEY.pem` signs while it drops"
+_HOW: Final = "`alignd submit --sign KEY.pem` drops it again with one"
 
 
 class UnsignedError(Exception):
-    """Nobody who is trusted has signed these bytes; says which it was."""
+    """Nobody who is trusted has signed these bytes; says what was wrong."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(signed.NOT_VOUCHED + what)
 
 
 def check(store: Layout, config: Config, sha256: str) -> dict[str, str]:
@@ -64,7 +66,7 @@ def _signer(store: Layout, keys: Mapping[str, Ed25519PublicKey], sha256: str) ->
             f"writes it (no PEM, no base64); {_HOW}"
         )
     with _message(store.batch_content(sha256)) as message:
-        for signature, (name, key) in product(right_size[:MAX_SIGNATURES], keys.items()):
+        for signature, (name, key) in product(dict.fromkeys(right_size), keys.items()):
             try:
                 key.verify(signature, message)
             except InvalidSignature:
@@ -72,12 +74,16 @@ def _signer(store: Layout, keys: Mapping[str, Ed25519PublicKey], sha256: str) ->
             return {"signer": name, "key": fingerprint(key)}
     raise UnsignedError(
         f"none of the trusted signers ({', '.join(keys) or 'there is none'}) signed these bytes: they were changed after "
-        "the signing, or somebody else signed; sign the very file again with a trusted key, and drop both"
+        f"the signing, or somebody else signed; {_HOW} of a trusted key"
     )
 
 
 def sign(key: Ed25519PrivateKey, path: Path) -> bytes:
-    """The signature of what is to be dropped, a file or a folder."""
+    """The signature of what is to be dropped, a file or a folder.
+
+    Raises:
+        RefusedError: a member is no regular file.
+    """
     with _message(path) as message:
         return key.sign(message)
 
@@ -139,7 +145,7 @@ def _message(path: Path) -> Iterator[Any]:
     """What is signed; a large file is mapped and not read."""
     found = members(path)
     if len(found) != 1:
-        yield "".join(f"{file_sha256(file)}  {name}\n" for name, file in found).encode()
+        yield b"".join(_line(file_sha256(file), os.fsencode(name)) for name, file in found)
         return
     ((_, only),) = found
     if only.stat().st_size == 0:
@@ -147,3 +153,9 @@ def _message(path: Path) -> Iterator[Any]:
         return
     with only.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         yield mapped
+
+
+def _line(digest: str, name: bytes) -> bytes:
+    """A line of `sha256sum`: names that would break it are escaped, and the line begins with a backslash."""
+    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
+    return (b"\\" if escaped != name else b"") + digest.encode() + b"  " + escaped + b"\n"

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from daemon import exitcodes
-from daemon.arrival import MANIFEST, SIGNATURE, is_ignored
+from daemon.arrival import MANIFEST, is_ignored
 from daemon.command import CommandError, service_pid
-from state import durable
+from state import durable, signed
 from state.batches import file_sha256, identity, members
 from state.errors import RefusedError
 
@@ -77,11 +77,11 @@ def submit(
         staged = _stage(path, staging, with_manifest=settings.completion == "manifest")
         digest = identity(staged)
         state = known(digest)
-        if state:
+        if state and not (sign is not None and state == "quarantined"):  # a signature may be what it lacks
             return Submitted(path.name, digest, state)
         target = _free_name(inbox, path.name, digest)
         if sign is not None:
-            durable.write_file(target.with_name(target.name + SIGNATURE), sign(staged), _FILE_MODE)
+            durable.write_file(target.with_name(target.name + signed.ENDING), sign(staged), _FILE_MODE)
         durable.publish_folder(staged, target) if staged.is_dir() else durable.move(staged, target)
     finally:
         durable.remove_tree(staging)
@@ -101,7 +101,9 @@ def check(source: Path) -> Path:
         raise CommandError(exitcodes.FAILED, f"{source} does not exist", "name a file or a folder of files")
     if is_ignored(path.name):
         raise CommandError(
-            exitcodes.FAILED, f"the inbox passes over names like {path.name}", "rename it; it looks temporary"
+            exitcodes.FAILED,
+            f"the inbox passes over names like {path.name}",
+            "rename it; names like that are of temporary files or signatures",
         )
     try:
         found = members(path)

@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def signatures(self) -> Path:
-        """`<sha256>.<drop>.sig` is the signature that came with a drop of a batch's content."""
+        """`<sha256 of the batch>.<of the signature>.sig` came with a drop of that content."""
         return self.root / "signatures"
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from state import batches, durable
+from state import batches, durable, signed
 from state.errors import NotFoundError, RefusedError
 from state.quarantine import DROPPED, Quarantine
 from state.rows import BatchRow, BatchState, DuplicateRow, RoundRow, RoundState
@@ -62,6 +62,7 @@ class Queue(Quarantine):
             claim = self._claimed_before(source)
             if claim is not None:
                 return claim
+            signed.belongs_to(self, source.name, sha256)  # before anybody can ask who signed it
             known = self.ledger.batch(sha256)
             if known is not None and not self.is_gone(known):
                 return self._claim_again(known, source, name=name, actor=actor, now=now)

@@ -11,6 +11,7 @@ from state.core import DISK_FULL, fill_reserve, free_reserve
 from state.errors import StoreMissingError
 from state.layout import Layout
 from state.ledger import Ledger
+from state.quarantine import DROP_PREFIX
 from state.queue import Queue
 from state.serving import Serving
 
@@ -61,7 +62,7 @@ class Store(Queue, Versions, Serving):
             self._flush_names()
             done = [f"removed {left.path}: {left.reason}" for left in sweep.remove(sweep.leftovers(self))]
             done += self._settle_quarantine(now)
-            signed.settle(self)
+            signed.settle(self, self._unclaimed())
             current = self.current()
             if not self.is_materialized(current.id):
                 self._materialize(current.id)
@@ -69,6 +70,11 @@ class Store(Queue, Versions, Serving):
             done += self._catch_up()
             self._refill_reserve()
         return done
+
+    def _unclaimed(self) -> set[str]:
+        """Spool entries of drops that are no batch yet: in the spool, or set aside."""
+        aside = {entry.id.removeprefix(DROP_PREFIX) for entry in self.quarantined() if entry.batch is None}
+        return aside | {entry.name for entry in self.spool.iterdir()}
 
     def _flush_names(self) -> None:
         """Make durable what a killed process had renamed and not yet flushed: from here on it is built upon."""

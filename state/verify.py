@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from state import audit, batches, durable, lock, materialize
+from state import audit, batches, durable, lock, materialize, signed
 from state.errors import ModelFormatError, RefusedError, StoreCorruptError
 from state.quarantine import DROPPED
 from state.rows import BatchRow, VersionRow
@@ -81,6 +81,7 @@ def _checks(store: Store, *, deep: bool) -> dict[str, Callable[[], list[Finding]
         checks[row.name] = partial(_version, store, row, deep=deep)
     for batch in store.ledger.batches():
         checks[_name(batch)] = partial(_at_rest, store, partial(_batch, store, batch.sha256))
+    checks["signatures"] = lambda: [Finding(path, "is not the signature that came") for path in signed.damaged(store)]
     checks["audit"] = lambda: [Finding(store.audit_path, what) for what in audit.verify(store)]
     checks["current"] = partial(_at_rest, store, partial(_link, store))
     return checks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from daemon.spool import entry_name, take_out
 from state import signed
 from state.filesystem import FileSystem, use
 from state.store import Store
+from state.verify import verify
 from tests.fakes_service import NOW, fast_config, make_home, utc
 
 START = utc()
@@ -152,10 +154,16 @@ def test_a_drop_waits_for_its_signature_for_a_while_and_then_goes_on_without(hom
     assert "it came without a signature" in str(_verdict(store, _settings(), claim.batch.sha256))
 
 
-def test_a_signature_is_never_a_drop_whether_required_or_not(home: Path, store: Store) -> None:
-    (home / "inbox" / "lonely.jsonl.sig").write_bytes(b"s" * 64)
+def test_a_signature_is_never_a_drop_whether_required_or_not_and_a_lonely_one_is_told(home: Path, store: Store) -> None:
+    path = home / "inbox" / "lonely.jsonl.sig"
+    path.write_bytes(b"s" * 64)
+    os.utime(path, (START.timestamp(), START.timestamp()))
     for is_required in (True, False):
-        assert Inbox(_settings(require_signature=is_required), home, store).scan(START) == []
+        inbox = Inbox(_settings(require_signature=is_required), home, store)
+        assert inbox.scan(START + timedelta(seconds=60)) == []
+        (found,) = inbox.scan(START + timedelta(seconds=61))
+        assert not found.is_complete and inbox.waiting == []
+        assert inbox.problems == ["lonely.jsonl.sig: it is a signature, and lonely.jsonl is not here; drop both"]
 
 
 def test_where_none_is_required_a_signature_that_holds_is_told_and_another_one_harms_nothing(
@@ -287,10 +295,87 @@ def test_a_key_that_cannot_sign_is_told_and_never_quoted(tmp_path: Path, content
     assert "openssl genpkey -algorithm ed25519" in str(caught.value) and "zorp" not in str(caught.value)
 
 
-def test_a_duplicate_with_a_signature_vouches_for_what_came_without(home: Path, store: Store) -> None:
+def test_an_unsigned_batch_is_queued_again_when_the_same_is_dropped_with_a_signature(home: Path, store: Store) -> None:
     _drop(home, "a.jsonl", None)
     (sha256,) = _claimed(store, _settings(signature_wait_s=0), 6)
-    assert "without a signature" in str(_verdict(store, _settings(), sha256))
-    _drop(home, "again.jsonl", "alice")
+    reason = str(_verdict(store, _settings(), sha256))
+    assert "without a signature" in reason
+    store.quarantine_batch(sha256, reason=reason, actor="test", now=NOW)
+    source = home.parent / "a.jsonl"
+    source.write_text(_rows())
+    key = signing.load_private_key(home.parent / "alice.pem")
+    states = {sha256: "quarantined"}
+    for sign, is_dropped in ((None, False), (lambda path: signing.sign(key, path), True)):
+        done = submit.submit(source, home / "inbox", _settings().inbox, known=lambda found: states[found], sign=sign)
+        assert bool(done.known_as) is not is_dropped
     assert _claimed(store, _settings(), 6) == [sha256]
+    assert store.find_batch(sha256).state == "queued"
     assert isinstance(_verdict(store, _settings(), sha256), dict)
+
+
+def test_a_batch_that_is_quarantined_for_another_reason_stays_there_whoever_signs_it(home: Path, store: Store) -> None:
+    _drop(home, "a.jsonl", "alice")
+    (sha256,) = _claimed(store, _settings(), 6)
+    store.quarantine_batch(sha256, reason="gate harm failed", actor="test", now=NOW)
+    _drop(home, "b.jsonl", "bob")
+    _claimed(store, _settings(), 6)
+    assert store.find_batch(sha256).state == "quarantined"
+
+
+def test_no_number_of_other_signatures_undoes_one_that_holds(home: Path, store: Store) -> None:
+    _drop(home, "a.jsonl", "alice")
+    (sha256,) = _claimed(store, _settings(), 6)
+    for number in range(40):
+        _drop(home, f"again{number}.jsonl", None).with_name(f"again{number}.jsonl.sig").write_bytes(os.urandom(64))
+        assert _claimed(store, _settings(), 6) == [sha256]
+    assert len(signed.signatures_of(store, sha256)) == 41
+    assert isinstance(_verdict(store, _settings(), sha256), dict)
+
+
+def test_a_changed_signature_is_found_by_verify(home: Path, store: Store) -> None:
+    _drop(home, "a.jsonl", "alice")
+    _claimed(store, _settings(), 6)
+    assert verify(store) == []
+    (path,) = store.signatures.iterdir()
+    path.chmod(0o600)
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    assert [(finding.path, finding.what) for finding in verify(store)] == [(path, "is not the signature that came")]
+
+
+def test_a_drop_that_was_set_aside_keeps_its_signature_for_when_it_comes_back(home: Path, store: Store) -> None:
+    entry = store.spool / entry_name("odd")
+    entry.symlink_to("/nowhere")
+    signed.keep(store, entry.name, b"s" * 64)
+    set_aside = store.set_aside(entry, name="odd", reason="a link", actor="test", now=NOW)
+    store.recover(NOW)
+    assert signed.came_with(store, entry.name)
+    store.drop(set_aside.id, actor="test", now=NOW)
+    store.recover(NOW)
+    assert not signed.came_with(store, entry.name)
+
+
+@pytest.mark.parametrize("put_back", [False, True])
+def test_a_drop_that_is_not_taken_leaves_no_signature_in_the_store(
+    home: Path, store: Store, put_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _drop(home, "a.jsonl", "alice")
+    inbox = Inbox(_settings(), home, store)
+    inbox.scan(START)
+    (drop,) = inbox.scan(START + timedelta(seconds=6))
+    if put_back:
+        monkeypatch.setattr(Inbox, "_stood_still", lambda *_: False)
+    else:
+        path.unlink()
+    assert inbox.claim(drop, NOW) is None and path.exists() is put_back
+    assert list(store.signatures.iterdir()) == [] and path.with_name("a.jsonl.sig").exists()
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="sha256sum is not installed")
+def test_of_a_folder_the_list_is_signed_that_sha256sum_prints_also_of_odd_names(tmp_path: Path) -> None:
+    names = [b"plain", b"back\\slash", b"new\nline", b"re\rturn", b"no utf \xff"]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(name)
+    listed = subprocess.run(["sha256sum", "--", *sorted(names)], cwd=tmp_path, capture_output=True, check=True).stdout
+    with signing._message(tmp_path) as message:
+        assert message == listed
+    assert len(listed.splitlines()) == len(names)
