@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from state import durable
 from state.layout import CHECKED_FILE
 from state.store import Store
-from state.verify import Finding, parts, verify
+from state.verify import ALWAYS, Finding, parts, verify
 
 MAX_AGE_S: Final = 7 * 24 * 3600.0
 """What was found whole longer ago is looked at again."""
@@ -34,14 +35,17 @@ class Checked:
         return frozenset(part for part, deep, at in found if at >= since and (deep or not self._deep))
 
     def add(self, part: str) -> None:
-        """One more part is whole."""
+        """One more part is whole; on a read-only disk that is not kept."""
+        if durable.is_read_only(self._path.parent.parent):
+            return
         self._path.parent.mkdir(mode=0o700, exist_ok=True)
         with self._path.open("a") as file:
             file.write(json.dumps([part, self._deep, time.time()]) + "\n")
 
     def clear(self) -> None:
         """The check has come to its end, or begins anew."""
-        self._path.unlink(missing_ok=True)
+        if self._path.exists():
+            self._path.unlink()
 
 
 def verify_on(store: Store, *, deep: bool, progress: Callable[[float], None]) -> list[Finding]:
@@ -58,7 +62,7 @@ def verify_on(store: Store, *, deep: bool, progress: Callable[[float], None]) ->
         nonlocal num_seen
         num_seen += 1
         progress(min(1.0, num_seen / len(names)))  # a version may have come since they were counted
-        if not findings:
+        if not findings and part not in ALWAYS:
             checked.add(part)
 
     found = verify(store, deep=deep, passed_over=known, seen=seen)

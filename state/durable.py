@@ -243,6 +243,11 @@ def _remove_folder(path: Path) -> None:
         current().rmdir(folder)
 
 
+def is_read_only(path: Path) -> bool:
+    """Whether the file system of `path` is mounted so."""
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
 def free_bytes(path: Path) -> int:
     """Space that is left on the file system of `path`."""
     return shutil.disk_usage(path).free

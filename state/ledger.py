@@ -7,20 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple, fields
-from errno import EIO, ENOSPC, EROFS
 from pathlib import Path
 from typing import Any, get_origin
 
 from state import durable
-from state.errors import LockedError, NotFoundError, StoreCorruptError
+from state.connection import connect, open_existing, translated
+from state.errors import NotFoundError, StoreCorruptError
 from state.rows import (
     AuditRow,
     BatchRow,
@@ -33,8 +30,6 @@ from state.rows import (
 )
 from state.schema import KEYS, SCHEMA, SCHEMA_NUMBER, TABLES
 from state.windows import Row, Windows, in_states
-
-BUSY_MS = 10_000
 
 
 class Ledger(Windows):
@@ -50,8 +45,8 @@ class Ledger(Windows):
     def create(cls, path: Path) -> Ledger:
         """Make an empty ledger at a path that is free."""
         durable.write_file(path, b"")  # of its mode are those that SQLite puts beside it
-        ledger = cls(path, _connect(path, "rw"))
-        with ledger._lock, _translated(path):
+        ledger = cls(path, connect(path, "rw"))
+        with ledger._lock, translated(path):
             ledger._connection.execute("PRAGMA journal_mode = WAL")
             with ledger.transaction():
                 for statement in SCHEMA:
@@ -68,7 +63,7 @@ class Ledger(Windows):
         Raises:
             StoreCorruptError: it is no ledger, or another version of the program wrote it.
         """
-        ledger = cls(path, _connect_copy(path) if _is_read_only(path) else _connect(path, "rw"))
+        ledger = cls(path, open_existing(path))
         try:
             number = ledger._run("PRAGMA user_version")[0][0]
         except BaseException:
@@ -236,66 +231,8 @@ class Ledger(Windows):
         return [kind(*(decode(v) if decode else v for decode, v in zip(decoders, row, strict=True))) for row in rows]
 
     def _run(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        with self._lock, _translated(self.path):
+        with self._lock, translated(self.path):
             return self._connection.execute(sql, parameters).fetchall()
-
-
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    with _translated(path):
-        connection = sqlite3.connect(
-            f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-
-def _is_read_only(path: Path) -> bool:
-    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-
-
-def _connect_copy(path: Path) -> sqlite3.Connection:
-    """The ledger in memory, its log with it: SQLite needs files of its own beside a ledger, and cannot make them there."""
-    with tempfile.TemporaryDirectory() as aside, _translated(path):
-        for name in (path.name, f"{path.name}-wal"):
-            if path.with_name(name).exists():
-                shutil.copyfile(path.with_name(name), Path(aside, name))
-        connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-        with closing(sqlite3.connect(Path(aside, path.name))) as copy:
-            copy.backup(connection)
-        connection.execute("PRAGMA query_only = ON")
-    return connection
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """SQLite's errors as ours, or as the OSError that they are."""
-    try:
-        yield
-    except sqlite3.IntegrityError:
-        raise
-    except sqlite3.OperationalError as err:
-        raise _operational(path, err) from err
-    except (sqlite3.DatabaseError, json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise StoreCorruptError(f"{path}: {err}", "restore the ledger from a backup") from err
-
-
-def _operational(path: Path, err: sqlite3.OperationalError) -> Exception:
-    code = err.sqlite_errorcode & 0xFF if hasattr(err, "sqlite_errorcode") else 0
-    if code == sqlite3.SQLITE_FULL:
-        return OSError(ENOSPC, "no space left for the ledger", str(path))
-    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
-        return OSError(EIO, f"ledger: {err}", str(path))
-    if code == sqlite3.SQLITE_READONLY:
-        return OSError(EROFS, "the ledger cannot be written", str(path))
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return LockedError(f"{path} is busy with another process", "try again in a moment")
-    return StoreCorruptError(f"{path}: {err}", "restore the ledger from a backup")
 
 
 def _quoted(names: Any) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,11 @@ from state import durable, lock
 def private_folder(parent: Path, purpose: str) -> Iterator[Path]:
     """A new folder `.tmp-<purpose>-…` in `parent`, gone with all in it when the block ends.
 
+    Where `parent` is on a read-only file system it is among the temporary files.
     Its owner holds a lock on the folder itself, which dies with the process: `sweep` leaves it alone until then.
     """
+    if durable.is_read_only(parent):
+        parent = Path(tempfile.gettempdir())
     while True:
         folder = parent / f"{durable.TEMPORARY_PREFIX}{purpose}-{os.urandom(8).hex()}"
         durable.make_folder(folder)

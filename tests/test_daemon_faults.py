@@ -13,14 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon import exitcodes
+from daemon import cli, exitcodes
 from daemon.config import Config
 from daemon.service import Service, utc_now
 from state import lock
@@ -29,6 +29,7 @@ from state.filesystem import FileSystem, use
 from state.layout import PROGRESS_FILE
 from state.store import Store
 from state.verify import verify
+from tests import state_world
 from tests.fakes_service import NOW, FakeWorker, Running, drop, fast_config, make_home, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -124,19 +125,61 @@ def play_read_only(root: Path, part: str) -> None:
         assert verify(store, deep=True) == [] and len(worker.starts("round")) == 2
 
 
-@pytest.mark.parametrize("part", ["store", "."])
-def test_a_store_that_is_mounted_read_only_stops_claiming_and_goes_on_when_it_is_writable(
-    tmp_path: Path, part: str
-) -> None:
+def play_snapshot(root: Path, part: str) -> None:
+    """What an auditor does with a home that is mounted read-only, its service elsewhere at work or not."""
+    made = state_world.make_store(root / "disk")
+    made.close()
+    home = made.home
+    with Store.open(home) as store:
+        state_world.make_version(store, 1)
+        sha256 = store.claim_batch(state_world.drop(store, "zorp", "a"), name="a", actor="test", now=NOW).batch.sha256
+    with Store.open(home) if part == "live" else nullcontext(), _read_only(home):
+        with Store.open(home) as snapshot:
+            (file,) = (row[2] for row in snapshot.ledger._run("PRAGMA database_list"))
+            assert bool(file) == (part == "live"), "a copy beside a writer may be torn"
+            assert verify(snapshot, deep=True) == []
+            assert [row.sha256 for row in snapshot.ledger.batches()][-1] == sha256
+        commands = (
+            "verify",
+            "verify --deep --resume",
+            "verify --sample 50",
+            "drill",
+            "diff v0 v1",
+            "history",
+            "audit --verify",
+        )
+        for words in map(str.split, commands):
+            assert cli.main(["-c", str(home), *words]) == exitcodes.OK, words
+    (kept,) = (home / "store" / "batches" / sha256).iterdir()
+    kept.chmod(0o600)
+    kept.write_text("zorq")
+    with _read_only(home), Store.open(home) as snapshot:
+        (finding,) = verify(snapshot)
+        assert "is not what was received" in finding.what
+
+
+def _in_a_namespace(play: str, tmp_path: Path, part: str) -> None:
     if shutil.which("unshare") is None or subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode:
         pytest.skip("needs root and unshare")
     (tmp_path / "disk").mkdir()
-    code = "import sys; from pathlib import Path; from tests.test_daemon_faults import play_read_only as play;"
+    code = f"import sys; from pathlib import Path; from tests.test_daemon_faults import {play} as play;"
     code += "play(Path(sys.argv[1]), sys.argv[2])"
     script = f'mount -t tmpfs tmpfs "{tmp_path}/disk" && exec "$@"'
     command = [*NAMESPACE, "sh", "-c", script, "sh", sys.executable, "-c", code, str(tmp_path), part]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("part", ["store", "."])
+def test_a_store_that_is_mounted_read_only_stops_claiming_and_goes_on_when_it_is_writable(
+    tmp_path: Path, part: str
+) -> None:
+    _in_a_namespace("play_read_only", tmp_path, part)
+
+
+@pytest.mark.parametrize("part", ["closed", "live"])
+def test_a_home_that_is_mounted_read_only_is_read_checked_and_rebuilt(tmp_path: Path, part: str) -> None:
+    _in_a_namespace("play_snapshot", tmp_path, part)
 
 
 # -- the ledger ----------------------------------------------------------------------------------------------------
@@ -165,7 +208,7 @@ def _locked_by_another(store: Store) -> Iterator[None]:
 def test_a_store_that_another_process_locks_for_long_is_told_and_waited_for(
     home: Path, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch, locked: Any, said: str
 ) -> None:
-    monkeypatch.setattr("state.ledger.BUSY_MS", 100)
+    monkeypatch.setattr("state.connection.BUSY_MS", 100)
     monkeypatch.setattr("state.core.LOCK_WAIT_S", 0.1)
     worker.script("round-1", {"event": "progress", "step": "derive", "fraction": 0.5, "loss": None}, {"sleep": 60})
     drop(home, "a.jsonl", "one\n")

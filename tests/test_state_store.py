@@ -389,7 +389,7 @@ def test_on_a_read_only_disk_the_ledger_is_read_with_its_log_and_not_written(
     files = [store.ledger_path, store.ledger_path.with_name("ledger.db-wal")]
     before = [path.read_bytes() for path in files]
     assert before[1], "nothing in the log to be missed"
-    monkeypatch.setattr("state.ledger._is_read_only", lambda path: True)
+    monkeypatch.setattr("state.durable.is_read_only", lambda path: True)
     with Store.open(store.home) as snapshot:
         assert snapshot.ledger.batches() == store.ledger.batches() != []
         with pytest.raises(OSError, match="cannot be written") as caught:

@@ -381,7 +381,7 @@ def test_a_check_that_was_cut_short_goes_on_behind_what_it_found_whole(store: St
     with pytest.raises(CutShortError):
         verify_on(store, deep=True, progress=until_v2)
     known = Checked(store.home, deep=True).parts()
-    assert {"ledger", "v0"} <= known and not known & {"v1", "audit", "current"}
+    assert known == {"v0"}  # v1 is damaged, and the ledger is looked at each time
     found = verify(store, deep=True, passed_over=known, seen=lambda part, _: looked_at.append(part))
     assert looked_at == [part for part in parts(store) if part not in known] and found
     assert verify_on(store, deep=True, progress=lambda done: None) == found  # what was wrong is told again
