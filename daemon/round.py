@@ -96,7 +96,9 @@ def _revert(round_: Round) -> Outcome:
     target = store.version(row.target if row.target is not None else row.parent)
     lineage = lineage_of(store, row.parent).without(target.patch or "")
     if not lineage.patches:
-        return Outcome("rejected", (f"without {target.name} no round is left, and the model is the unaligned v0",))
+        return Outcome(
+            "rejected", (f"without {target.name} no round is left: the model is {store.ground_in_words(row.parent)}",)
+        )
     merge = round_.done("remerge", lambda: _remerge(round_, lineage) | {INPUTS: round_.files.digests})
     batches = earlier_batches(store, round_.config, lineage, round_.files)
     return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage)

@@ -70,15 +70,15 @@ def _setting(point: Point) -> Setting:
 def _space(config: Config, patches: Patches) -> Space:
     """What there is to try; of a patch that is zero every coefficient gives the same merge, so it has one only.
 
-    Where nothing is forgotten, nothing is loosened: an over-safety patch alone is a jailbreak.
+    Where nothing is forgotten, nothing is loosened, and there is one merge: an over-safety patch alone is a jailbreak.
     """
     search = config.merge.search
-    joint = config.merge.mask == "joint"
-    has_safety, has_over = is_something(patches.safety), is_something(patches.over_safety)
+    has_safety = is_something(patches.safety)
+    has_over = has_safety and is_something(patches.over_safety)
     return Space(
-        retention_rate=_first(search.retention_rates, has_safety or has_over),
-        safety_fraction=_first(search.top_fractions, has_safety or (joint and has_over)),
-        over_safety_fraction=_first(search.top_fractions, has_over and not joint),
+        retention_rate=_first(search.retention_rates, has_safety),
+        safety_fraction=_first(search.top_fractions, has_safety),
+        over_safety_fraction=_first(search.top_fractions, has_over and config.merge.mask != "joint"),
         alpha=_first(search.alphas, has_safety),
         beta=_first(search.betas, has_over) if has_safety else (0.0,),
     )

@@ -13,7 +13,7 @@ import torch
 from patches.backends import BackendName, TaskVector, Training, open_training
 from patches.errors import NonFiniteError, NothingTrainedError
 from patches.mask import Masks
-from patches.memory import is_out_of_memory
+from patches.memory import in_smaller_passes
 from patches.objectives import row_losses
 from patches.terms import BatchTerm, ObjectiveName, Runner, Term
 
@@ -188,21 +188,15 @@ def _gradients(
     A step that runs out of memory is done again in forward passes of half as many tokens, which add up to the same
     gradient, down to one row at a time.
     """
-    longest = max(len(term.rows[i].ids) for term, picked in zip(terms, picks, strict=True) for i in picked)
-    while True:
-        try:
-            return [_backward(runner, term, picked) for term, picked in zip(terms, picks, strict=True)], runner
-        except (MemoryError, RuntimeError) as err:
-            if not is_out_of_memory(err):
-                raise
-            if runner.max_tokens <= longest:
-                raise MemoryError(
-                    f"no memory to train on one row of {longest} tokens; lower derive.max_length"
-                ) from err
-        # out of the handler, where the error still holds what was in memory
-        optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        runner = replace(runner, max_tokens=max(runner.max_tokens // 2, longest))
+    lengths = [len(term.rows[i].ids) for term, picked in zip(terms, picks, strict=True) for i in picked]
+
+    def step(max_tokens: int) -> list[tuple[float, float]]:
+        optimizer.zero_grad(set_to_none=True)  # of what a try that failed has added
+        smaller = replace(runner, max_tokens=max_tokens)
+        return [_backward(smaller, term, picked) for term, picked in zip(terms, picks, strict=True)]
+
+    values, max_tokens = in_smaller_passes(step, runner.max_tokens, lengths, "train on")
+    return values, replace(runner, max_tokens=max_tokens)
 
 
 def _backward(runner: Runner, term: Term, picked: Sequence[int]) -> tuple[float, float]:

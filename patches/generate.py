@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -86,7 +87,8 @@ class Generator:
             attention = torch.cat([attention, attention.new_ones(len(attention), 1)], dim=1)
             if 2 * num_left <= len(asked):
                 left = going_on.nonzero().flatten()
-                cache.batch_select_indices(left)
+                # batch_select_indices would leave the states of linear attention as they are
+                cache.reorder_cache(cast(torch.LongTensor, left))
                 ids, positions, attention, asked, going_on = (
                     part[left] for part in (ids, positions, attention, asked, going_on)
                 )

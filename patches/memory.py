@@ -45,3 +45,30 @@ def in_pieces(
     middle = len(items) // 2
     yield from in_pieces(work, items[:middle], what)
     yield from in_pieces(work, items[middle:], what)
+
+
+def in_smaller_passes(
+    work: Callable[[int], Result], max_tokens: int, lengths: Sequence[int], what: str
+) -> tuple[Result, int]:
+    """What ``work`` makes in passes of at most so many tokens, and how many these are.
+
+    Where memory runs out it is done again from its start in passes of half as many, down to one row at a time.
+
+    Args:
+        lengths: tokens of each row.
+        what: the work in words, "score".
+    Raises:
+        MemoryError: there is not enough even for the longest row.
+    """
+    longest = max(lengths)
+    while True:
+        try:
+            return work(max_tokens), max_tokens
+        except (MemoryError, RuntimeError) as err:
+            if not is_out_of_memory(err):
+                raise
+            if max_tokens <= longest:
+                raise MemoryError(f"no memory to {what} one row of {longest} tokens; lower derive.max_length") from err
+        # out of the handler, where the error still holds what was in memory
+        torch.cuda.empty_cache()
+        max_tokens = max(min(max_tokens, longest * len(lengths)) // 2, longest)

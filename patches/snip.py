@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from patches.backends import TaskVector
 from patches.chat import Encoded
 from patches.errors import NonFiniteError
+from patches.memory import in_smaller_passes
 from patches.merge import shifted
 from patches.model import decoder_linears
 from patches.objectives import descent, row_losses
@@ -63,7 +64,15 @@ def _weight_scores(
 ) -> Scores:
     """|factor * gradient| summed over rows, the weight itself being the factor by default."""
     weights = decoder_linears(runner.model)
-    sums = _many_rows_at_once(runner, rows, weights, progress) or _row_by_row(runner, rows, weights, progress)
+    sums, _ = in_smaller_passes(
+        # from the start each time, since a pass that failed has added the part of some layers
+        lambda tokens: _many_rows_at_once(replace(runner, max_tokens=tokens), rows, weights, progress),
+        min(runner.max_tokens, TOKENS_AT_ONCE),
+        [len(row.ids) for row in rows],
+        "score",
+    )
+    if sums is None:
+        sums = _row_by_row(runner, rows, weights, progress)
     return {name: _finite(name, _times(total, weights[name], factor, name)) for name, total in sums.items()}
 
 
@@ -78,7 +87,6 @@ def _many_rows_at_once(
     """
     sums = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    runner = replace(runner, max_tokens=min(runner.max_tokens, TOKENS_AT_ONCE))
     done = 0
     for group in runner.micro_batches([rows[i] for i in order]):
         picked = [rows[order[i]] for i in group]

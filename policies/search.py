@@ -140,7 +140,8 @@ def _why(winner: Trial, best: Trial, trials: Sequence[Trial], min_gain: float) -
     yield f"score {winner.score:.3f} of {len(trials)} merges tried"
     if winner is not first:
         changed = [f.name for f in fields(Point) if getattr(winner.point, f.name) != getattr(first.point, f.name)]
-        yield f"{winner.score - first.score:+.3f} over the starting point by changing {', '.join(changed)}"
+        gained = f"{winner.score - first.score:+.3f} over the starting point"
+        yield f"{'the starting point cannot be taken; left' if first.fault else gained} by changing {', '.join(changed)}"
     else:
         gain = best.score - first.score
         yield f"no merge scored {min_gain:g} or more over the starting point; the best gained {gain:.3f}"

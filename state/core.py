@@ -97,6 +97,11 @@ class StoreCore(Layout):
         lineage = self.lineage(version_id)
         return next((row for row in reversed(lineage) if row.is_import), lineage[0])
 
+    def ground_in_words(self, version_id: int) -> str:
+        """What a version is without its rounds."""
+        ground = self.ground(version_id)
+        return f"{ground.name}, which was imported" if ground.id else "the unaligned v0"
+
     def version_record(self, version_id: int) -> dict[str, Any]:
         """VERSION.json of a version, checked against its digest in the ledger.
 

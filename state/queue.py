@@ -303,11 +303,10 @@ class Queue(Quarantine):
         current = self.current()
         recipe = self.version_record(current.id).get("lineage") or {}
         if recipe.get("patches") == [self.version(target).patch]:
-            ground = self.ground(current.id)
-            what = f"{ground.name}, which was imported" if ground.id else "the unaligned v0"
             raise RefusedError(
-                f"v{target} is the only round in {current.name}: without it the model is {what}",
-                f"`alignd rollback {ground.name}` serves that, and holds until you resume",
+                f"v{target} is the only round in {current.name}: without it the model is "
+                f"{self.ground_in_words(current.id)}",
+                f"`alignd rollback {self.ground(current.id).name}` serves that, and holds until you resume",
             )
         if target not in {row.id for row in self.lineage(self.current().id)[1:]}:
             raise RefusedError(

@@ -537,7 +537,7 @@ def test_of_two_reverts_that_would_leave_no_round_the_second_is_rejected(home: H
         if outcome.outcome == "ready":
             home.commit(row.id, outcome)
     assert outcome.outcome == "rejected"
-    assert outcome.reasons == ("without v2 no round is left, and the model is the unaligned v0",)
+    assert outcome.reasons == ("without v2 no round is left: the model is the unaligned v0",)
 
 
 def test_a_version_that_took_a_round_out_cannot_be_taken_out_itself(home: Home) -> None:

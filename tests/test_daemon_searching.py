@@ -113,11 +113,13 @@ def test_a_patch_that_changes_nothing_has_no_coefficient_to_search(
     assert nothing["num_trials"] == 1
 
 
-def test_an_over_safety_patch_is_never_merged_alone(tmp_path: Path, tiny_folder: Path) -> None:
-    bench = _bench(tmp_path, tiny_folder, trials=40)
+@pytest.mark.parametrize("mask", ["joint", "difference"])
+def test_an_over_safety_patch_is_never_merged_alone(tmp_path: Path, tiny_folder: Path, mask: str) -> None:
+    bench = _bench(tmp_path, tiny_folder, trials=40, mask=mask, min_set_fraction=0.0)
     sets = development_sets({}, bench.files, bench.config)
     patches = _without(_patches(bench), "safety")
     found = search_merge(bench, patches, sets, lambda _: None)
+    assert found["num_trials"] == 1
     assert found["reasons"][-1] == "nothing is forgotten, so nothing is loosened: the over-safety patch is left out"
     merged = merged_patch(patches, Setting(**found["winner"]["point"]))
     assert all(len(delta.indices) == 0 for delta in merged.values())

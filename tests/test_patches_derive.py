@@ -187,15 +187,15 @@ def test_a_step_split_into_micro_batches_has_the_same_gradient(
 
 
 def _run_short_of_memory(monkeypatch: pytest.MonkeyPatch, num_tokens: int, error: Exception) -> list[int]:
-    """From now on no training pass over more padded tokens fits; gives the sizes of those that did."""
+    """From now on no training pass over more padded tokens fits; gives the sizes of all that were tried."""
     real, sizes = Runner.forward, list[int]()
 
     def forward(self: Runner, rows: Sequence[Encoded]) -> tuple[torch.Tensor, Padded]:
         size = len(rows) * max(len(row.ids) for row in rows)
         if torch.is_grad_enabled():
+            sizes.append(size)
             if size > num_tokens:
                 raise error
-            sizes.append(size)
         return real(self, rows)
 
     monkeypatch.setattr(Runner, "forward", forward)
@@ -225,7 +225,7 @@ def test_a_step_that_runs_out_of_memory_is_done_in_smaller_pieces_with_the_same_
     longest = len(short[-1].ids)
     sizes = _run_short_of_memory(monkeypatch, 2 * longest, error)
     found = derived(model, batch, others, backend=backend, max_steps=2).task_vector
-    assert len(sizes) > 4 and max(sizes) <= 2 * longest
+    assert len(sizes) > 4 and sum(size > 2 * longest for size in sizes) <= 3, "each step is tried whole again"
     for name, delta in wanted.items():
         assert float((found[name] - delta).norm()) <= 0.02 * float(delta.norm()), name
 

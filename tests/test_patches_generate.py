@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Lfm2Config, Lfm2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from patches.chat import encode_prompt
 from patches.errors import ModelUnsuitableError
@@ -108,6 +108,33 @@ def test_answers_that_have_ended_leave_the_batch_when_they_are_half_of_it(
     going_on = [sum(length > step for length in lengths) for step in range(max(lengths))]
     assert len(sizes) == max(lengths) and sizes[0] == len(PROMPTS) and sizes[-1] < len(PROMPTS)
     assert all(left <= size < 2 * left or size == len(PROMPTS) for size, left in zip(sizes, going_on, strict=True))
+
+
+def test_a_model_with_convolution_layers_answers_as_it_does_alone_while_others_leave_the_batch(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["conv", "full_attention", "conv"],
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = Lfm2ForCausalLM(config)
+    model.train(False)
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)  # so that it says one thing after one prompt and another after another
+    ends = let_it_end(model, tokenizer)
+    told = one_at_a_time(model, tokenizer)
+    assert len({len(ids) for ids in told}) > 1 and len({tuple(ids) for ids in told}) > 3
+    assert [answer.finished for answer in Generator(model, tokenizer, MAX_NEW).answer(PROMPTS)] == [
+        ids[-1] in ends for ids in told
+    ]
+    assert Generator(model, tokenizer, MAX_NEW)._greedy([encode_prompt(tokenizer, p) for p in PROMPTS]) == told
 
 
 def test_answers_come_in_the_order_of_their_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patches.generate import Generator
 from patches.memory import in_pieces
+from patches.snip import _RowGradients, scores
 from patches.terms import Runner, hold, row_nll
 from tests.tiny_model import PAIRS, asked, encode_pairs
 
@@ -77,6 +78,37 @@ def test_answers_are_the_same_with_memory_for_two_prompts_at_a_time(
     fractions: list[float] = []
     assert generator.answer(prompts, fractions.append) == expected
     assert max(sizes) > 2 and fractions == sorted(fractions) and fractions[-1] == 1.0
+
+
+def test_scores_are_the_same_with_memory_for_two_rows_at_a_time(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, runner = encode_pairs(tokenizer), Runner(model, 0, 10_000)
+    expected = scores(runner, rows, {}, kind="base", progress=lambda done: None)
+    sizes: list[int] = []
+    real = _RowGradients._add
+
+    def scarce(self: Any, name: str, given: torch.Tensor, gradient: torch.Tensor) -> None:
+        sizes.append(len(given))
+        real(self, name, given, gradient)
+        if len(given) > 2:  # in the middle of a pass: what was added is not added twice
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(_RowGradients, "_add", scarce)
+    found = scores(runner, rows, {}, kind="base", progress=lambda done: None)
+    assert max(sizes) == len(rows) and sizes[-1] <= 2
+    for name, score in found.items():
+        torch.testing.assert_close(score, expected[name], rtol=1e-4, atol=1e-7)
+
+
+def test_a_row_that_there_is_no_memory_to_score_is_told(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = encode_pairs(tokenizer)
+    sizes = _forward_of_at_most(monkeypatch, 0, "forward", Runner)
+    with pytest.raises(MemoryError, match=rf"no memory to score one row of {max(len(row.ids) for row in rows)} tokens"):
+        scores(Runner(model, 0, 10_000), rows, {}, kind="base", progress=lambda done: None)
+    assert sizes == sorted(sizes, reverse=True) and len(sizes) > 1
 
 
 def test_losses_and_held_answers_are_the_same_with_memory_for_one_row_at_a_time(

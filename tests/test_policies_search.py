@@ -140,6 +140,13 @@ def test_the_highest_score_wins_and_the_first_of_equals() -> None:
     assert only is trials[0] and why.reasons == ("score 1.000, the only merge that was tried",)
 
 
+def test_what_wins_over_a_start_that_cannot_be_taken_is_not_told_to_be_worse_than_it() -> None:
+    trials = [Trial(START, AXES, 2.0, "a set is under the floor"), Trial(replace(START, alpha=0.7), AXES, 1.0)]
+    winner, why = choose(trials, min_gain=0.03)
+    assert winner is trials[1]
+    assert why.reasons[1] == "the starting point cannot be taken; left by changing alpha"
+
+
 def test_the_start_wins_where_no_change_helps_and_says_so() -> None:
     trials = [Trial(START, AXES, 1.0), Trial(replace(START, beta=0.0), AXES, 1.0)]
     winner, why = choose(trials)
