@@ -129,7 +129,7 @@ def submit(context: Context, args: argparse.Namespace) -> Answer:
             return _submitted(context, drops, [])
         if store is None:
             raise StoreMissingError(f"{context.home} has no store", "`alignd run` makes one from service.toml")
-        fates = [follow(store, drop, timeout_s=args.timeout) for drop in drops]
+        fates = [follow(store, drop, inbox, timeout_s=args.timeout) for drop in drops]
     finally:
         if store is not None:
             store.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from daemon import exitcodes
 from daemon.arrival import MANIFEST, is_ignored
 from daemon.command import CommandError, service_pid
+from daemon.spool import entry_name, spooled_name
 from state import durable, signed
 from state.batches import file_sha256, identity, members
 from state.errors import RefusedError
@@ -150,6 +152,7 @@ def _free_name(inbox: Path, name: str, digest: str) -> Path:
 def follow(
     store: Store,
     drop: Submitted,
+    inbox: Path,
     *,
     timeout_s: float | None,
     clock: Callable[[], float] = time.monotonic,
@@ -158,7 +161,7 @@ def follow(
     """What became of a drop, once it is known: its batch's end, or why it does not come to one."""
     deadline = None if timeout_s is None else clock() + timeout_s
     while True:
-        fate = _fate(store, drop)
+        fate = _fate(store, drop, is_claimed=_is_claimed(store, drop, inbox))
         if fate is not None:
             return fate
         if deadline is not None and clock() >= deadline:
@@ -166,10 +169,18 @@ def follow(
         sleep(_POLL_S)
 
 
-def _fate(store: Store, drop: Submitted) -> Fate | None:
+def _is_claimed(store: Store, drop: Submitted, inbox: Path) -> bool:
+    """Whether the drop has left the inbox and the spool; the state of its batch may be that of an earlier one until then."""
+    is_there = os.path.lexists(inbox / drop.name)  # first: it goes from here to there
+    name = spooled_name(entry_name(drop.name))  # long ones are cut there
+    return not is_there and name not in (spooled_name(entry.name) for entry in store.spool.iterdir())
+
+
+def _fate(store: Store, drop: Submitted, *, is_claimed: bool) -> Fate | None:
     running = service_pid(store) is not None  # asked first: a service ends its batches before it goes
     row = store.ledger.batch(drop.batch)
-    row = None if row is not None and store.is_gone(row) else row  # until the new drop is claimed
+    if row is not None and not drop.known_as and (not is_claimed or store.is_gone(row)):
+        row = None  # of an earlier drop
     if row is not None and row.state not in UNFINISHED:
         return Fate(row.state, row.reason)
     for entry in store.quarantined():

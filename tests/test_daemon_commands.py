@@ -20,6 +20,7 @@ import pytest
 from daemon import cli, commands_show, exitcodes, live, submit
 from daemon.command import Context, service_file_of
 from daemon.config import InboxSection
+from daemon.spool import entry_name
 from daemon.unit import render_unit
 from state import durable, gc, lock
 from state.checked import Checked
@@ -932,8 +933,10 @@ def test_submit_says_completion_as_the_settings_want_it(tmp_path: Path) -> None:
 
 def follow(store: Store, sha256: str, *, timeout_s: float | None = 5.0) -> submit.Fate:
     ticks = iter(range(1000))
-    dropped = submit.Submitted("batch1.jsonl", sha256)
-    return submit.follow(store, dropped, timeout_s=timeout_s, clock=lambda: float(next(ticks)), sleep=lambda _: None)
+    dropped, inbox = submit.Submitted("batch1.jsonl", sha256), store.home / "inbox"
+    return submit.follow(
+        store, dropped, inbox, timeout_s=timeout_s, clock=lambda: float(next(ticks)), sleep=lambda _: None
+    )
 
 
 def test_waiting_ends_with_the_batch(store: Store) -> None:
@@ -949,6 +952,18 @@ def test_waiting_ends_with_the_batch(store: Store) -> None:
         store.quarantine_batch(claim.batch.sha256, reason="one row", **WHO)
         fate = follow(store, claim.batch.sha256)
     assert (fate.code, fate.reason) == (exitcodes.DEGRADED, "one row")
+
+
+@pytest.mark.parametrize("place", ["inbox", "store/spool"])
+def test_a_batch_that_is_dropped_again_is_waited_for_and_not_told_as_it_ended_before(store: Store, place: str) -> None:
+    sha256 = store.claim_batch(drop(store, "zorp", "batch1.jsonl"), name="batch1.jsonl", **WHO).batch.sha256
+    store.quarantine_batch(sha256, reason="nobody vouches for it", **WHO)
+    name = "batch1.jsonl" if place == "inbox" else entry_name("batch1.jsonl")
+    (store.home / place / name).write_text("zorp")
+    with lock.hold(store.service_lock, "alignd run"):
+        assert follow(store, sha256).code == exitcodes.TRY_AGAIN
+        (store.home / place / name).unlink()
+        assert follow(store, sha256).reason == "nobody vouches for it"
 
 
 @pytest.mark.parametrize(("state", "code"), [("published", 0), ("rejected", 5), ("rolled_back", 5), ("quarantined", 3)])

@@ -115,7 +115,7 @@ def test_a_patch_that_changes_nothing_has_no_coefficient_to_search(
 
 @pytest.mark.parametrize("mask", ["joint", "difference"])
 def test_an_over_safety_patch_is_never_merged_alone(tmp_path: Path, tiny_folder: Path, mask: str) -> None:
-    bench = _bench(tmp_path, tiny_folder, trials=40, mask=mask, min_set_fraction=0.0)
+    bench = _bench(tmp_path, tiny_folder, trials=40, mask=mask)
     sets = development_sets({}, bench.files, bench.config)
     patches = _without(_patches(bench), "safety")
     found = search_merge(bench, patches, sets, lambda _: None)
