@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from daemon import plots, terminal
+from daemon import plots
 from daemon.explain import OUTSIDE_LAYERS, layer_grid, layer_of
+from daemon.templating import ENVIRONMENT
 from daemon.views import View
 
-TEMPLATES: Final = Path(__file__).parent / "templates"
 PAGE: Final = "report.html.jinja"
 
 
@@ -24,7 +21,7 @@ def render(facts: Mapping[str, Any]) -> str:
     """
     version = facts["version"]
     who = who_is_shown(version)
-    return _environment().get_template(PAGE).render(**facts, who=who, plots=_plots(version, facts["tensors"], who))
+    return ENVIRONMENT.get_template(PAGE).render(**facts, who=who, plots=_plots(version, facts["tensors"], who))
 
 
 def who_is_shown(version: View) -> dict[str, str]:
@@ -52,20 +49,3 @@ def _grid(title: str, values: Mapping[str, float]) -> str:
     """Values by layer and matrix; tensors outside the layers stand in the table only."""
     inside = {name: value for name, value in values.items() if layer_of(name) != OUTSIDE_LAYERS}
     return plots.grid_plot(title, *layer_grid(inside)) if inside else ""
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "percent": terminal.percent,
-        "number": terminal.number,
-        "printable": lambda value: terminal.printable("" if value is None else str(value)),
-        "capitalized": lambda text: text[:1].upper() + text[1:],
-    }
-    return environment

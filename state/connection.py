@@ -1,4 +1,4 @@
-"""Connections to the ledger's file, and SQLite's errors as ours."""
+"""Connections to the ledger's file, rows read over them, and SQLite's errors as ours."""
 
 from __future__ import annotations
 
@@ -6,15 +6,45 @@ import json
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import fields
 from errno import EIO, ENOSPC, EROFS
 from pathlib import Path
+from typing import Any, Final, get_origin
 
 from state import durable
 from state.errors import LockedError, StoreCorruptError
+from state.schema import TABLES, Row
 
 BUSY_MS = 10_000
+_DECODERS: Final[dict[Any, Any]] = {dict: json.loads, bool: bool}
+
+
+class Tables:
+    """Rows that are read over one connection, which the threads of a process share."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = threading.RLock()
+
+    def _select(self, kind: type[Row], where: str = "1", *parameters: Any, order: str = "") -> list[Row]:
+        names = [field.name for field in fields(kind)]
+        sql = f"SELECT {', '.join(quoted(names))} FROM {TABLES[kind]} WHERE {where}"
+        rows = self._run(sql + (f" ORDER BY {order}" if order else ""), parameters)
+        decoders = [_DECODERS.get(get_origin(field.type) or field.type) for field in fields(kind)]
+        return [kind(*(decode(v) if decode else v for decode, v in zip(decoders, row, strict=True))) for row in rows]
+
+    def _run(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        with self._lock, translated(self.path):
+            return self._connection.execute(sql, parameters).fetchall()
+
+
+def quoted(names: Iterable[str]) -> list[str]:
+    """Names as SQL takes them whatever they are, `order` too."""
+    return [f'"{name}"' for name in names]
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:

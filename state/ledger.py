@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, fields
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 from state import durable
-from state.connection import connect, open_existing, translated
+from state.connection import connect, open_existing, quoted, translated
 from state.errors import NotFoundError, StoreCorruptError
 from state.rows import (
     AuditRow,
@@ -28,17 +27,15 @@ from state.rows import (
     TagRow,
     VersionRow,
 )
-from state.schema import KEYS, SCHEMA, SCHEMA_NUMBER, TABLES
-from state.windows import Row, Windows, in_states
+from state.schema import KEYS, SCHEMA, SCHEMA_NUMBER, TABLES, Row
+from state.windows import Windows, in_states
 
 
 class Ledger(Windows):
     """One connection, shared by the threads of a process."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
-        self.path = path
-        self._connection = connection
-        self._lock = threading.RLock()
+        super().__init__(path, connection)
         self._own_commits = 0
 
     @classmethod
@@ -104,10 +101,10 @@ class Ledger(Windows):
         names: list[str] = [field.name for field in fields(row)]
         values: list[Any] = [_encode(value) for value in astuple(row)]
         sql = (
-            f"INSERT INTO {TABLES[type(row)]} ({', '.join(_quoted(names))}, seal) "
+            f"INSERT INTO {TABLES[type(row)]} ({', '.join(quoted(names))}, seal) "
             f"VALUES ({', '.join('?' * len(names))}, ?) "
             f"ON CONFLICT ({KEYS[type(row)]}) DO UPDATE SET "
-            + ", ".join(f"{name} = excluded.{name}" for name in [*_quoted(names), "seal"])
+            + ", ".join(f"{name} = excluded.{name}" for name in [*quoted(names), "seal"])
         )
         self._run(sql, [*values, _seal(values)])
         return row
@@ -208,7 +205,7 @@ class Ledger(Windows):
         return found
 
     def _broken_seals(self, kind: type) -> Iterator[str]:
-        names = _quoted(field.name for field in fields(kind))
+        names = quoted(field.name for field in fields(kind))
         for *values, seal in self._run(f"SELECT {', '.join(names)}, seal FROM {TABLES[kind]}"):
             if _seal(values) != seal:
                 yield f"table {TABLES[kind]}: row {values[0]} is not what was written"
@@ -223,21 +220,6 @@ class Ledger(Windows):
         rows = self._select(kind, where, *parameters)
         return rows[0] if rows else None
 
-    def _select(self, kind: type[Row], where: str = "1", *parameters: Any, order: str = "") -> list[Row]:
-        names = [field.name for field in fields(kind)]
-        sql = f"SELECT {', '.join(_quoted(names))} FROM {TABLES[kind]} WHERE {where}"
-        rows = self._run(sql + (f" ORDER BY {order}" if order else ""), parameters)
-        decoders = [_DECODERS.get(get_origin(field.type) or field.type) for field in fields(kind)]
-        return [kind(*(decode(v) if decode else v for decode, v in zip(decoders, row, strict=True))) for row in rows]
-
-    def _run(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
-        with self._lock, translated(self.path):
-            return self._connection.execute(sql, parameters).fetchall()
-
-
-def _quoted(names: Any) -> list[str]:
-    return [f'"{name}"' for name in names]
-
 
 def _encode(value: Any) -> Any:
     if isinstance(value, dict):
@@ -248,6 +230,3 @@ def _encode(value: Any) -> Any:
 def _seal(values: list[Any]) -> str:
     """A flipped byte in a text cell is valid to SQLite; this tells it."""
     return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode()).hexdigest()[:16]
-
-
-_DECODERS: dict[Any, Any] = {dict: json.loads, bool: bool}

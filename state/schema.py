@@ -1,6 +1,6 @@
 """The tables of the ledger; one column per field of the rows in `state.rows`, and a seal over them."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 from state.rows import (
     AuditRow,
@@ -14,6 +14,8 @@ from state.rows import (
 )
 
 SCHEMA_NUMBER = 1
+
+Row = TypeVar("Row", AuditRow, BatchRow, ControlRow, DuplicateRow, PointerRow, RoundRow, TagRow, VersionRow)
 
 TABLES: dict[type[Any], str] = {
     BatchRow: "batches",

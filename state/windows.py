@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, TypeVar
 
-from state.rows import (
-    AuditRow,
-    BatchRow,
-    ControlRow,
-    DuplicateRow,
-    PointerRow,
-    RoundRow,
-    TagRow,
-    VersionRow,
-)
-from state.schema import KEYS
+from state.connection import Tables
+from state.rows import BatchRow, RoundRow, VersionRow
+from state.schema import KEYS, Row
 
-Row = TypeVar("Row", AuditRow, BatchRow, ControlRow, DuplicateRow, PointerRow, RoundRow, TagRow, VersionRow)
 _MAX_KEYS = 500
 _TOP = 1 << 62
 
 
-class Windows:
+class Windows(Tables):
     """What `ledger.Ledger` has beside its reads of whole tables."""
-
-    def _select(self, kind: type[Row], where: str = "1", *parameters: Any, order: str = "") -> list[Row]:
-        """Rows of a table; the ledger's own."""
-        raise NotImplementedError
 
     def newest(
         self, kind: type[Row], limit: int, *, below: int | None = None, every: int = 1, states: Sequence[str] = ()

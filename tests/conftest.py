@@ -1,4 +1,4 @@
-"""Fixtures around one tiny real model; torch is imported only by the tests that use it."""
+"""Fixtures around one tiny real model and around a service with a fake worker; torch is imported only where it is used."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import structlog
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from tests.fakes_service import FakeWorker
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: then it starts with one thread
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -71,3 +73,19 @@ def _loaded_model(tiny_folder: Path) -> PreTrainedModel:
 def model(_loaded_model: PreTrainedModel) -> PreTrainedModel:
     """The tiny model in float32, a copy that a test may change."""
     return copy.deepcopy(_loaded_model)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with a store, probes and an empty inbox."""
+    from tests.fakes_service import make_home
+
+    return make_home(tmp_path)
+
+
+@pytest.fixture
+def worker(tmp_path: Path, home: Path) -> FakeWorker:
+    """What a service there starts in place of the real worker."""
+    from tests.fakes_service import FakeWorker
+
+    return FakeWorker(tmp_path / "worker", home)

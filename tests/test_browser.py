@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from state.store import Store
-from tests.fakes_service import FakeWorker, drop, make_home, wait_until
+from tests.fakes_service import FakeWorker, drop, wait_until
 from tests.web_world import Visitor, publish, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -103,16 +103,6 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     found = selenium.Chrome(options=options, service=selenium.ChromeService(CHROMEDRIVER))
     yield found
     found.quit()
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return make_home(tmp_path)
-
-
-@pytest.fixture
-def worker(tmp_path: Path, home: Path) -> FakeWorker:
-    return FakeWorker(tmp_path / "worker", home)
 
 
 @pytest.fixture

@@ -29,16 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 NUM_MANY = 10_000
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return make_home(tmp_path)
-
-
-@pytest.fixture
-def worker(tmp_path: Path, home: Path) -> FakeWorker:
-    return FakeWorker(tmp_path / "worker", home)
-
-
 def _service(home: Path, worker: FakeWorker, *, tick_s: float = 0.1, **inbox: Any) -> Running:
     settings = fast_config(inbox={"settle_s": 0.3, **inbox})
     return Running(Service(home, settings, once=False, argv=worker.argv, tick_s=tick_s))

@@ -35,16 +35,6 @@ from tests.fakes_service import NOW, FakeWorker, Running, drop, fast_config, mak
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return make_home(tmp_path)
-
-
-@pytest.fixture
-def worker(tmp_path: Path, home: Path) -> FakeWorker:
-    return FakeWorker(tmp_path / "worker", home)
-
-
 def _forever(home: Path, worker: FakeWorker, config: Config | None = None, **more: Any) -> Running:
     return Running(Service(home, config or fast_config(), once=False, argv=worker.argv, tick_s=0.1, **more))
 

@@ -21,20 +21,10 @@ from state.store import Store
 from tests import engine_stands as stands
 from tests.command_world import Alignd
 from tests.engine_stands import Stand
-from tests.fakes_service import NOW, FakeWorker, Running, drop, fast_config, make_home, wait_until
+from tests.fakes_service import NOW, FakeWorker, Running, drop, fast_config, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = {"retry_s": 0.1, "max_retry_s": 0.5, "check_s": 3600.0}
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return make_home(tmp_path)
-
-
-@pytest.fixture
-def worker(tmp_path: Path, home: Path) -> FakeWorker:
-    return FakeWorker(tmp_path / "worker", home)
 
 
 @pytest.fixture

@@ -29,11 +29,6 @@ START = utc()
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return make_home(tmp_path)
-
-
-@pytest.fixture
 def store(home: Path) -> Iterator[Store]:
     with Store.open(home) as opened:
         yield opened

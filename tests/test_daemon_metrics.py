@@ -21,21 +21,11 @@ from daemon.service import Service
 from state.ledger import Ledger
 from state.store import Store
 from tests import engine_stands as stands
-from tests.fakes_service import NOW, FakeWorker, Running, drop, fast_config, make_home, wait_until
+from tests.fakes_service import NOW, FakeWorker, Running, drop, fast_config, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 UNITS = ("seconds", "bytes", "ratio", "info", "total")
 BASE_UNITS_ONLY = re.compile(r"_(ms|milliseconds|minutes|hours|kb|mb|gb|percent|kilobytes|megabytes)(_|$)")
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return make_home(tmp_path)
-
-
-@pytest.fixture
-def worker(tmp_path: Path, home: Path) -> FakeWorker:
-    return FakeWorker(tmp_path / "worker", home)
 
 
 def _free_port() -> int:

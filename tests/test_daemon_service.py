@@ -32,7 +32,6 @@ from tests.fakes_service import (
     Running,
     drop,
     fast_config,
-    make_home,
     make_model,
     wait_until,
     write_probes,
@@ -54,16 +53,6 @@ def _step(step: str) -> dict[str, Any]:
 
 def _failed(reason: str, **more: bool) -> dict[str, Any]:
     return {"event": "failed", "reason": reason, "retry": True, **more}
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return make_home(tmp_path)
-
-
-@pytest.fixture
-def worker(tmp_path: Path, home: Path) -> FakeWorker:
-    return FakeWorker(tmp_path / "worker", home)
 
 
 def _once(home: Path, worker: FakeWorker, config: Config | None = None) -> int:

@@ -36,16 +36,6 @@ HOSTILE = "<img src=x onerror=alert(1)>\x1b]0;owned\x07\"'&{{7*7}}.jsonl"
 SECRET = "borogove"
 
 
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return make_home(tmp_path)
-
-
-@pytest.fixture
-def worker(tmp_path: Path, home: Path) -> FakeWorker:
-    return FakeWorker(tmp_path / "worker", home)
-
-
 @contextmanager
 def _two_versions(folder: Path) -> Iterator[Visitor]:
     """One page with v1 and v2 published, nobody logged in."""

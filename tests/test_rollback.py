@@ -24,7 +24,7 @@ from state.filesystem import FileSystem, use
 from state.store import Store
 from state.verify import verify
 from tests.disks import fill, in_memory, mounted
-from tests.fakes_service import FakeWorker, Running, drop, fast_config, make_home, wait_until
+from tests.fakes_service import FakeWorker, Running, drop, fast_config, wait_until
 from tests.state_world import NOW, content, make_store, make_version
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,16 +121,6 @@ def test_a_rollback_beside_garbage_collection_never_loses_its_version(place: Pat
                     assert content(store.current_link.resolve()) == bytes_of[number]
             collecting.result()
         assert verify(store, deep=True) == []
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return make_home(tmp_path)
-
-
-@pytest.fixture
-def worker(tmp_path: Path, home: Path) -> FakeWorker:
-    return FakeWorker(tmp_path / "worker", home)
 
 
 def _service(home: Path, worker: FakeWorker, *, once: bool = False) -> Service:
