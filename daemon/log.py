@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Final, Literal, TextIO
 
@@ -33,7 +34,7 @@ WATCHER_LOST: Final = "watcher_lost"
 TIMER_FAILED: Final = "timer_failed"
 """A timer's job failed or came too late."""
 LIBRARY_WARNED: Final = "library_warned"
-"""A library warned; its arguments are left out, since they may be data."""
+"""A library or Python warned; the words are left out where they may hold data."""
 INBOX_RECREATED: Final = "inbox_recreated"
 """The inbox was gone and was made again."""
 INBOX_PROBLEM_FOUND: Final = "inbox_problem_found"
@@ -137,6 +138,9 @@ def configure(stream: TextIO, *, form: Format, env: Mapping[str, str], level: in
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(handlers=[_LibraryHandler()], level=logging.WARNING, force=True)
+    warnings.showwarning = _warn
+    # watchdog's count of its own watches is off where a folder goes and comes again, which `Watcher.is_healthy` sees
+    warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
 
 
 def _processors(*, as_json: bool, prefix: bool, colors: bool) -> list[Any]:
@@ -173,6 +177,18 @@ class _LibraryHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # the template only: its arguments may be data
         structlog.get_logger().warning(LIBRARY_WARNED, library=record.name, message=str(record.msg))
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    # where it was said, not what: the words may hold data
+    structlog.get_logger().warning(LIBRARY_WARNED, library=f"{filename}:{lineno}", message=category.__name__)
 
 
 def _is_journal(stream: TextIO, env: Mapping[str, str]) -> bool:

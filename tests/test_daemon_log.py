@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -159,6 +160,19 @@ def test_warnings_of_libraries_come_without_their_arguments(tmp_path: Path) -> N
         logging.getLogger("some.library").warning("could not read %s", "borogove")
     line = json.loads((tmp_path / "log").read_text())
     assert (line["event"], line["library"], line["message"]) == ("library_warned", "some.library", "could not read %s")
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_warning_is_a_line_of_the_log_without_its_words() -> None:
+    stderr = io.StringIO()
+    log.configure(stderr, form="json", env={})
+    warnings.warn_explicit("the slithy borogove", DeprecationWarning, "some/library.py", 7)
+    warnings.warn_explicit("Callback with id '3' already exists", RuntimeWarning, "watchdog/inotify.py", 9)
+    (line,) = map(json.loads, stderr.getvalue().splitlines())
+    assert (line["event"], line["library"], line["message"]) == (
+        "library_warned", "some/library.py:7", "DeprecationWarning"
+    )  # fmt: skip
+    assert "borogove" not in stderr.getvalue()
 
 
 def test_a_stream_without_a_descriptor_is_no_journal() -> None:
