@@ -214,7 +214,7 @@ def _sweep(home: Path, work: Path, operation: Operation, code: int, once: bool) 
         at = f"{os.strerror(code)} at change {num_calls}"
         fs = DyingFileSystem(num_calls, partial(_fail, code), once=once)
         with Store.open(work) as store:
-            published = {row.id: content(store.model_path(row.id)) for row in _in_service(store)}
+            published = in_service(store)
             try:
                 with filesystem.use(fs):
                     operation.act(store)
@@ -225,22 +225,24 @@ def _sweep(home: Path, work: Path, operation: Operation, code: int, once: bool) 
                 operation.act(store)
             store.catch_up()  # as the service does all the time
             assert operation.is_done(store), at
-            _check(store, published, at)
+            check(store, published, at)
             store.recover(NOW)
             assert operation.is_done(store), at
-            _check(store, published, at)
+            check(store, published, at)
             assert list(work.rglob(f"{durable.TEMPORARY_PREFIX}*")) == [], at
         if fs.left >= 0:
             return num_calls
     raise AssertionError("never finished")
 
 
-def _in_service(store: Store) -> list[Any]:
-    previous = store.previous()
-    return [row for row in (store.current(), previous) if row is not None and store.is_materialized(row.id)]
+def in_service(store: Store) -> dict[int, dict[str, bytes]]:
+    """The files of the current version and of the one before it."""
+    rows = (row for row in (store.current(), store.previous()) if row is not None and store.is_materialized(row.id))
+    return {row.id: content(store.model_path(row.id)) for row in rows}
 
 
-def _check(store: Store, published: dict[int, dict[str, bytes]], at: str) -> None:
+def check(store: Store, published: dict[int, dict[str, bytes]], at: str) -> None:
+    """Nothing is damaged, and what was in service is what it was."""
     assert verify(store, deep=True) == [], at
     for number, files in published.items():
         assert content(store.model_path(number)) == files, at
