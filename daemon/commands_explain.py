@@ -49,7 +49,7 @@ def _find(store: Store, ref: str) -> VersionRow | RoundRow | BatchRow | Duplicat
             return again
         with contextlib.suppress(NotFoundError):
             return store.find_batch(ref)
-        aside = [entry for entry in store.quarantined() if ref in (entry.id, entry.name)]
+        aside = store.find_entries(ref)
         if aside:
             return aside[-1]
         if ref in UNNAMED:

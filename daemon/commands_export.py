@@ -42,7 +42,7 @@ def export(context: Context, args: argparse.Namespace) -> Answer:
     lines = [f"{row.name} is in {target} ({size(num_bytes)})", *written.lines]
     lines += [f"pushed: {pushed}"] if pushed else []
     is_left = row.state in ("rejected", "rolled_back")
-    notes = (f"{row.name} is {row.state.replace('_', ' ')}",) if is_left else ()
+    notes = (f"{row.name} is {row.state}",) if is_left else ()
     return Answer(data | written.data, tuple(lines), notes=notes)
 
 
@@ -95,7 +95,7 @@ def bring_in(context: Context, args: argparse.Namespace) -> Answer:
     data = {"id": row.name, "state": row.state, "new": found.is_new, "source": source}
     told = printable(f"{source['id']} from {source['path']}")
     if not found.is_new:
-        return Answer(data, (f"{told} is here already, as {row.name}: {row.state.replace('_', ' ')}",))
+        return Answer(data, (f"{told} is here already, as {row.name}: {row.state}",))
     lines = (
         f"{row.name} is {told}; its bytes are what was exported there",
         "no gate of this home has measured it, and until you decide no round starts:",

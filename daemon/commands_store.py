@@ -12,6 +12,7 @@ from daemon.views import quarantined_view
 from state.rows import VersionRow
 
 if TYPE_CHECKING:
+    from state.gc import Item
     from state.quarantine import Quarantined
     from state.store import Store
 
@@ -41,13 +42,11 @@ def quarantine_drop(context: Context, args: argparse.Namespace) -> Answer:
 
 
 def _find_entry(store: Store, ref: str) -> Quarantined:
-    entries = store.quarantined()
-    exact = [entry for entry in entries if ref in (entry.id, entry.name)]
-    found = exact or [entry for entry in entries if len(ref) >= 4 and entry.id.startswith(ref)]
+    found = store.find_entries(ref)
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} quarantined entries are" if found else "no quarantined entry is"
-    raise CommandError(exitcodes.NOT_FOUND, f"{what} called {ref!r}", "`alignd --json quarantine list` shows the ids")
+    raise CommandError(exitcodes.NOT_FOUND, f"{what} called {ref!r}", "`alignd quarantine list` shows the ids")
 
 
 def gc(context: Context, args: argparse.Namespace) -> Answer:
@@ -58,12 +57,19 @@ def gc(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         items = run(store, keep_materialized=keep, now=utc_now(), actor=context.actor, dry_run=args.dry_run)
     total = sum(item.num_bytes for item in items)
-    listed = [{"path": str(i.path), "num_bytes": i.num_bytes, "reason": i.reason} for i in items]
+    keys = ("num_bytes", "shared_bytes", "reason")
+    listed = [{"path": str(item.path), **{key: getattr(item, key) for key in keys}} for item in items]
     verb = "would remove" if args.dry_run else "removed"
-    told = [f"{verb} {i.path} ({size(i.num_bytes)}): {i.reason}" for i in items]
+    told = [f"{verb} {printable(str(item.path))} ({_freed_text(item)}): {item.reason}" for item in items]
     lines = [line for text in told for line in wrapped(text, context.style, indent=4)]
     lines.append(f"{verb} {size(total)} in {len(items)} item(s)" if items else "nothing to remove")
     return Answer({"dry_run": args.dry_run, "num_bytes": total, "items": listed}, tuple(lines))
+
+
+def _freed_text(item: Item) -> str:
+    """The space that one thing frees, and what of its files stays because something else is made of them too."""
+    shared = f", and {size(item.shared_bytes)} stay: what is kept shares these files" if item.shared_bytes else ""
+    return f"{size(item.num_bytes)} freed{shared}"
 
 
 def pin(context: Context, args: argparse.Namespace) -> Answer:

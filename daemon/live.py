@@ -145,5 +145,6 @@ def change_line(frame: Frame) -> str:
     words += [] if frame["service"]["running"] else ["service not running"]
     words += [f"problem: {problem}" for problem in frame["problems"]]
     at = round_text(frame["round"], Style()) if frame["round"] else "no round"
-    counts = f"queue {len(frame['queue'])}  inbox {frame['inbox']['waiting']}  quarantine {frame['quarantine']}"
-    return "  ".join([time.strftime("%H:%M:%S"), frame["current"], at, counts, *words])
+    counts = {"queue": len(frame["queue"]), "inbox": frame["inbox"]["waiting"], "quarantine": frame["quarantine"]}
+    counted = [f"{name} {number}" for name, number in counts.items() if number]
+    return "  ".join([time.strftime("%H:%M:%S"), frame["current"], at, *counted, *words])

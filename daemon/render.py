@@ -19,9 +19,12 @@ from daemon.terminal import (
     percent,
     printable,
     size,
+    table,
     when,
+    width,
     wrapped,
 )
+from state.quarantine import DROP_PREFIX
 
 View = Mapping[str, Any]
 
@@ -40,6 +43,11 @@ _STATE_COLOURS: Final[dict[str, Colour]] = {
 }
 AXES: Final = (("harm_rate", "HARM"), ("over_refusal_rate", "OVER-REF"), ("utility", "UTILITY"))
 WIDE_COLUMNS: Final = 100
+_NAME_COLUMNS: Final = 20
+_MIN_NAME_COLUMNS: Final = 3
+_STATUS_TITLES: Final = len("quarantine  ")
+_ID_CHARS: Final = 12
+_SHA256_CHARS: Final = 64
 
 
 def state_text(state: str, style: Style) -> str:
@@ -49,7 +57,7 @@ def state_text(state: str, style: Style) -> str:
 
 def short(sha256: str | None) -> str:
     """The part of a digest that a person reads."""
-    return sha256[:12] if sha256 else NOTHING
+    return sha256[:_ID_CHARS] if sha256 else NOTHING
 
 
 def history_lines(versions: Sequence[View], style: Style) -> list[str]:
@@ -138,6 +146,7 @@ def _queue(queue: Sequence[View]) -> str:
     if not queue:
         return "empty"
     names = [printable(item.get("name") or f"revert of {item.get('target')}") for item in queue[:3]]
+    names = [cut(name, _NAME_COLUMNS) for name in names]
     more = f" and {len(queue) - 3} more" if len(queue) > 3 else ""
     return f"{len(queue)}: {', '.join(names)}{more}"
 
@@ -147,17 +156,27 @@ def round_text(view: View | None, style: Style) -> str:
     if view is None:
         return NOTHING
     what = view["batch_name"] or (f"revert of {view['target']}" if view["target"] else "")
-    step = view["step"] or ("" if view["interrupted"] else "starting")
-    if view["interrupted"]:
-        step = f"interrupted after {step}" if step else "interrupted"
-    parts = [f"{view['id']}  {cut(printable(what), 20)}", step]
+    parts = [_step_text(view)]
     if view["fraction"] is not None:
         parts.append(f"{bar(view['fraction'], 10)} {view['fraction'] * 100:.0f}%")
     if view["eta_s"] is not None:
         parts.append(f"{duration(view['eta_s'])} left")
     if view["loss"] is not None:
         parts.append(f"loss {view['loss']:.3f}")
-    return "  ".join(parts)
+    rest = "  ".join(parts)
+    room = style.columns - _STATUS_TITLES - width(f"{view['id']}    {rest}")
+    name = cut(printable(what), min(max(room, _MIN_NAME_COLUMNS), _NAME_COLUMNS))
+    return "  ".join(filter(None, [view["id"], name, rest]))
+
+
+def _step_text(view: View) -> str:
+    """The running step, or between which steps it is."""
+    if view["interrupted"]:
+        return f"interrupted after {view['step']}" if view["step"] else "interrupted"
+    if view["step"]:
+        return str(view["step"])
+    done = view["steps_done"]
+    return f"going on after {done[-1]}" if done else "starting"
 
 
 def batches_lines(batches: Sequence[View], style: Style) -> list[str]:
@@ -193,13 +212,9 @@ def endings_lines(endings: Sequence[View], style: Style) -> list[str]:
     """One line for each batch or drop, its whole note below it where that is too long; none where there is none."""
     if not endings:
         return []
-    cells = [[_ending_id(view), printable(view["name"]), state_text(view["state"], style)] for view in endings]
+    cells = [[short_id(view["id"]), printable(view["name"]), state_text(view["state"], style)] for view in endings]
     headers = ["BATCH", "NAME", "STATE"]
     return noted_table(headers, cells, [_ending_note(view) for view in endings], style, flexible="NAME")
-
-
-def _ending_id(view: View) -> str:
-    return NOTHING if view["id"].startswith("drop-") else short(view["id"])
 
 
 def _ending_note(view: View) -> str:
@@ -209,17 +224,21 @@ def _ending_note(view: View) -> str:
 
 def quarantine_lines(entries: Sequence[View], style: Style) -> list[str]:
     """One line an entry, its whole reason below it."""
-    lines = []
-    for view in entries:
-        name = printable(view["name"])
-        lines.append(f"{style.paint(short_entry(view['id']), 'bold')}  {name}  {when(view['at'])}")
-        lines += wrapped(f"    {printable(view['reason'])}", style, indent=4)
-    return lines
+    if not entries:
+        return []
+    rows = [[style.paint(short_id(view["id"]), "bold"), printable(view["name"]), when(view["at"])] for view in entries]
+    title, *lines = table(["ENTRY", "NAME", "SINCE"], rows, style, flexible="NAME")
+    told = [wrapped(f"    {printable(view['reason'])}", style, indent=4) for view in entries]
+    return [title, *(text for line, reason in zip(lines, told, strict=True) for text in (line, *reason))]
 
 
-def short_entry(entry_id: str) -> str:
-    """A quarantine entry's id as a person types it: digests are cut, names are not."""
-    return printable(entry_id if entry_id.startswith("drop-") else short(entry_id))
+def short_id(name: str) -> str:
+    """What a person types for a batch, or for a drop that never became one: the start of its id, which is long.
+
+    Other names, as of versions and rounds, are left as they are.
+    """
+    is_long = len(name) == _SHA256_CHARS or name.startswith(DROP_PREFIX)
+    return printable(name[:_ID_CHARS] if is_long else name)
 
 
 def audit_lines(rows: Sequence[View], style: Style) -> list[str]:
@@ -228,15 +247,11 @@ def audit_lines(rows: Sequence[View], style: Style) -> list[str]:
         [
             str(view["seq"]),
             view["at"][:19].replace("T", " "),
-            view["actor"],
+            printable(view["actor"]),
             view["action"],
-            printable(_subject(view["subject"])),
+            short_id(view["subject"]),
         ]
         for view in rows
     ]
     notes = [printable(str(view["details"].get("reason") or "")) for view in rows]
-    return noted_table(["SEQ", "AT", "WHO", "DID", "WHAT"], cells, notes, style, right="SEQ", flexible="WHAT")
-
-
-def _subject(subject: str) -> str:
-    return short(subject) if len(subject) == 64 else subject
+    return noted_table(["SEQ", "AT", "WHO", "DID", "WHAT"], cells, notes, style, right="SEQ", flexible="WHO,WHAT")

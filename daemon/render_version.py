@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from daemon.render import View, flags, short, state_text
 from daemon.render_made import made_sections
 from daemon.render_show import gates_lines, narrowed, section, title_of
-from daemon.terminal import NOTHING, Style, fields, number, percent, printable, table, when
+from daemon.terminal import NOTHING, Style, fields, number, percent, printable, table, when, width, wrapped
 
 
 def version_lines(view: View, style: Style) -> list[str]:
     """What a version is, why it is in service, what the gates measured, and how it was made."""
-    notes = " ".join(filter(None, ["in service" if view["current"] else "", flags(view)]))
-    head = [f"{style.paint(view['id'], 'bold')}  {state_text(view['state'], style)}  {notes}".rstrip()]
+    head = _title_lines(view, style)
     head += fields(
         [
             ("made", made_text(view)),
@@ -34,6 +33,14 @@ def version_lines(view: View, style: Style) -> list[str]:
     ]
     lines = head + [line for title, found in sections for line in section(title, found, style)]
     return [*lines, "", *fields([("more", more_text(view))], style)]
+
+
+def _title_lines(view: View, style: Style) -> list[str]:
+    notes = " ".join(filter(None, ["in service" if view["current"] else "", flags(view)]))
+    title = f"{style.paint(view['id'], 'bold')}  {state_text(view['state'], style)}"
+    if width(f"{title}  {notes}") <= style.columns:
+        return [f"{title}  {notes}".rstrip()]
+    return [title, *wrapped(f"    {notes}", style, indent=4)]
 
 
 def made_text(view: View) -> str:

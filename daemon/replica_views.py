@@ -84,9 +84,9 @@ def serving_lines(views: Sequence[Mapping[str, Any]], style: Style) -> list[str]
         return ["no replica is told: service.toml has no [[serving]]"]
     rows = [
         [
-            view["name"],
+            printable(view["name"]),
             view["kind"],
-            style.paint(view["state"].replace("_", " "), _COLOURS[view["state"]]),
+            style.paint(view["state"], _COLOURS[view["state"]]),
             view["desired"],
             view["observed"] or NOTHING,
             when(view["since"]) if view["since"] else NOTHING,

@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TextIO
 
+from state.text import printable as printable  # one form of a stranger's name, whoever shows it
+
 Colour = Literal["", "good", "bad", "warn", "dim", "bold"]
 _CODES: Final[dict[str, str]] = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "bold": "1"}
 _ESCAPE: Final = re.compile(r"\x1b\[[0-9;]*m")
+_PAINTED: Final = re.compile(r"(\x1b\[[0-9;]*m)([^\x1b]*)(\x1b\[0m)")
+_WORD: Final = re.compile(r"(\s*)(\S+)")
+_PATH: Final = re.compile(r"[`'\"(]*[~.]{0,2}/")
 DEFAULT_COLUMNS: Final = 80
 GAP: Final = "  "
 _MIN_COLUMN: Final = 6
@@ -44,11 +48,6 @@ def style_of(stream: TextIO) -> Style:
     plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
     columns = shutil.get_terminal_size((DEFAULT_COLUMNS, 24)).columns
     return Style(colour=tty and not plain, columns=max(columns, 40))
-
-
-def printable(text: str) -> str:
-    """The text without control characters: file names are a stranger's, and a terminal obeys them."""
-    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def width(text: str) -> int:
@@ -155,19 +154,50 @@ def fields(pairs: Iterable[tuple[str, str]], style: Style, *, indent: int = 0) -
     lines = []
     for name, value in shown:
         room = style.columns - indent - column - len(GAP)
-        parts = [value] if width(value) <= room or _ESCAPE.search(value) else _wrap(value, max(room, _MIN_VALUE))
+        parts = [value] if width(value) <= room else _value_lines(value, max(room, _MIN_VALUE))
         titles = [style.paint(name.ljust(column), "dim"), *[" " * column] * (len(parts) - 1)]
         lines += [f"{' ' * indent}{title}{GAP}{part}" for title, part in zip(titles, parts, strict=True)]
     return lines
 
 
-def _wrap(text: str, columns: int, pad: str = "") -> list[str]:
-    return textwrap.wrap(text, columns, subsequent_indent=pad, break_long_words=False, break_on_hyphens=False)
+def _value_lines(value: str, columns: int) -> list[str]:
+    """A long value in lines; one that is painted is painted line by line, and one that is painted in part stays whole."""
+    painted = _PAINTED.fullmatch(value)
+    if painted:
+        return [f"{painted[1]}{part}{painted[3]}" for part in _wrap(painted[2], columns)]
+    return [value] if _ESCAPE.search(value) else _wrap(value, columns)
 
 
 def wrapped(text: str, style: Style, *, indent: int = 0) -> list[str]:
-    """An unpainted text in lines that fit, all but the first indented; words, such as paths, are never broken."""
+    """An unpainted text in lines that fit, all but the first indented.
+
+    A word that is wider than a line is broken, but for a path: somebody may want to copy that.
+    """
     return _wrap(text, style.columns, " " * indent) or [""]
+
+
+def _wrap(text: str, columns: int, pad: str = "") -> list[str]:
+    lines, line = [], ""
+    for space, word in _WORD.findall(text):
+        if line.strip() and width(line + space + word) > columns:
+            lines.append(line)
+            line, space = pad, ""
+        line += " " * len(space) + word
+        while width(line) > columns and not _PATH.match(word) and columns > len(pad) + 1:
+            start = _start(line, columns)
+            lines.append(start)
+            line = pad + line[len(start) :]
+    return [*lines, line] if line.strip() else lines
+
+
+def _start(text: str, columns: int) -> str:
+    """As much of an unpainted text as fits, and at least one character of it."""
+    used = 0
+    for at, char in enumerate(text):
+        used += _char_width(char)
+        if used > columns and at:
+            return text[:at]
+    return text
 
 
 def percent(value: float | None) -> str:

@@ -289,17 +289,20 @@ def _running_view(standing: Standing) -> View | None:
     if row is None:
         return None
     told = standing.progress if standing.progress.get("round") == row.id else {}
+    is_interrupted = standing.service_pid is None
+    step = told.get("step") or (row.step if is_interrupted else None)
+    fraction = told.get("fraction") if step else None  # a worker that has begun no step yet is at none
     return {
         "id": row.id,
         "kind": row.kind,
-        "interrupted": standing.service_pid is None,
+        "interrupted": is_interrupted,
         "batch": row.batch,
         "batch_name": standing.batch_names.get(row.batch) if row.batch else None,
         "target": version_name(row.target),
         "parent": version_name(row.parent),
-        "step": told.get("step") or row.step,
+        "step": step,
         "steps_done": in_order(row.kind, told.get("steps_done") or row.artefacts),
-        "fraction": plain(told.get("fraction")),
+        "fraction": plain(fraction),
         "eta_s": plain(told.get("eta_s")),
         "loss": plain(told.get("loss")),
         "started_at": row.started_at,

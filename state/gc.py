@@ -7,6 +7,7 @@ made with it are built on. Only `Quarantine.drop` deletes a batch.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ class Item:
 
     path: Path
     num_bytes: int
-    """Space that is freed: a file with other names (hard links) frees none."""
+    """Space that is freed: a file frees it with the last of its names (hard links)."""
     reason: str
+    shared_bytes: int = 0
+    """Size of its files that stay, since what is kept has them too."""
 
 
 def plan(versions: list[VersionRow], *, kept: set[int], tagged: set[int], keep_materialized: int) -> dict[int, str]:
@@ -38,11 +41,13 @@ def plan(versions: list[VersionRow], *, kept: set[int], tagged: set[int], keep_m
     """
     published = [row.id for row in versions if row.state == "published"]
     newest = set(published[len(published) - min(keep_materialized, len(published)) :])
+    kept_as = ["current", "previous", "pinned", "tagged"]
+    last = f"of the newest {keep_materialized} published" if keep_materialized else kept_as.pop()
     gone = {}
     for row in versions:
         is_kept = row.id in kept | tagged | newest or row.pinned
         if not is_kept and row.state not in ("base", "awaiting_approval"):
-            gone[row.id] = f"{row.state}, not current, previous, pinned, tagged or of the newest {keep_materialized}"
+            gone[row.id] = f"{row.state}; neither {', '.join(kept_as)} nor {last}"
     return gone
 
 
@@ -87,7 +92,7 @@ def _items(store: Store, keep_materialized: int) -> list[Item]:
     found = sweep.leftovers(store, is_service_idle=is_idle)
     found += [left for left in _models(store, keep_materialized) if not lock.is_taken(left.path)]
     found += _patches(store)
-    return [Item(left.path, _num_bytes(left.path), left.reason) for left in found]
+    return _weighed(found)
 
 
 def _models(store: Store, keep_materialized: int) -> Iterator[sweep.Leftover]:
@@ -110,6 +115,23 @@ def _patches(store: Store) -> Iterator[sweep.Leftover]:
             yield sweep.Leftover(path, "a patch that no version refers to")
 
 
-def _num_bytes(path: Path) -> int:
-    files = [path] if path.is_file() else [Path(folder, name) for folder, _, names in os.walk(path) for name in names]
-    return sum(file.lstat().st_size for file in files if file.lstat().st_nlink == 1)
+def _weighed(found: list[sweep.Leftover]) -> list[Item]:
+    """How much each frees; what several of them share is freed with the last of these."""
+    num_gone: Counter[tuple[int, int]] = Counter()
+    items = []
+    for left in found:
+        freed = shared = 0
+        for status in map(Path.lstat, _files(left.path)):
+            num_gone[status.st_dev, status.st_ino] += 1
+            if num_gone[status.st_dev, status.st_ino] == status.st_nlink:
+                freed += status.st_size
+            else:
+                shared += status.st_size
+        items.append(Item(left.path, freed, left.reason, shared))
+    return items
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return [Path(folder, name) for folder, _, names in os.walk(path) for name in names]

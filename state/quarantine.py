@@ -13,6 +13,8 @@ from state.errors import NotFoundError, RefusedError
 from state.rows import BatchRow
 
 DROP_PREFIX = "drop-"
+MIN_START = 4
+"""Characters of an id that may stand for all of it."""
 DROPPED = "dropped: "
 """How the reason of a batch begins whose files somebody deleted."""
 
@@ -61,6 +63,12 @@ class Quarantine(StoreCore):
         """What lies in quarantine, oldest first."""
         found = [_read_reason(path.parent) for path in self.quarantine.glob("*/reason.json")]
         return sorted(found, key=lambda entry: (entry.at, entry.id))
+
+    def find_entries(self, ref: str) -> list[Quarantined]:
+        """The entries that somebody may mean: by id or name, else by the start of an id."""
+        entries = self.quarantined()
+        exact = [entry for entry in entries if ref in (entry.id, entry.name)]
+        return exact or [entry for entry in entries if len(ref) >= MIN_START and entry.id.startswith(ref)]
 
     def release(self, entry_id: str, *, actor: str, now: str) -> None:
         """Queue a quarantined batch again; an unreadable drop goes back to the spool."""

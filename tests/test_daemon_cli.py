@@ -293,7 +293,7 @@ def test_a_hostile_name_in_an_error_cannot_command_the_terminal(
 ) -> None:
     monkeypatch.setattr(cli, "COMMANDS", (raising(errors.StoreError("a\x1b[2Jb", "c\x07")),))
     cli.main(["status"])
-    assert capsys.readouterr().err == "alignd: a\\x1b[2Jb; c?\n"
+    assert capsys.readouterr().err == "alignd: a\\x1b[2Jb; c\\x07\n"
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -763,6 +764,36 @@ def test_gc_lists_before_it_removes(alignd: Alignd, two: Store) -> None:
     assert two.is_materialized(1)
     alignd.text("gc", "--keep", "0")
     assert not two.is_materialized(1)
+
+
+def test_gc_says_what_files_that_versions_share_free_together(alignd: Alignd, store: Store) -> None:
+    for seed in (1, 2, 3):
+        make_version(store, seed)
+    for ref in ("v0", "v3", "v0"):  # current v0, previous v3: v1 and v2 can go, and share a shard with all others
+        alignd.json("promote", ref, "--reason", "x")
+    alignd.json("gc")
+    free, listed = alignd.json("gc", "--dry-run", "--keep", "0")["num_bytes"], []
+    listed = alignd.json("gc", "--dry-run", "--keep", "0")["items"]
+    assert [Path(item["path"]).name for item in listed] == ["v1", "v2"]
+    own = (store.model_path(1) / "model-00002-of-00002.safetensors").stat().st_size
+    whole = sum(path.stat().st_size for path in store.model_path(1).iterdir())
+    assert [(item["num_bytes"], item["shared_bytes"]) for item in listed] == [(own, whole - own)] * 2
+    assert free == 2 * own
+    assert "what is kept shares these files" in alignd.text("gc", "--dry-run", "--keep", "0")
+    twin = store.model_path(2) / "twin"  # a file that only these two have
+    os.link(store.model_path(1) / "model-00002-of-00002.safetensors", twin)
+    shared, last = alignd.json("gc", "--dry-run", "--keep", "0")["items"]
+    assert (shared["num_bytes"], last["num_bytes"]) == (0, 2 * own)
+    alignd.text("gc", "--keep", "0")
+    assert not twin.exists()
+
+
+def test_gc_says_of_the_newest_version_why_it_is_none_of_the_newest_published(alignd: Alignd, two: Store) -> None:
+    alignd.json("rollback", "v0")
+    reasons = {item["path"][-2:]: item["reason"] for item in alignd.json("gc", "--dry-run")["items"]}
+    assert reasons["v2"] == "rolled_back; neither current, previous, pinned, tagged nor of the newest 3 published"
+    none = {item["path"][-2:]: item["reason"] for item in alignd.json("gc", "--dry-run", "--keep", "0")["items"]}
+    assert none["v2"] == "rolled_back; neither current, previous, pinned nor tagged"
 
 
 def test_pins_and_tags_show_in_history_and_select(alignd: Alignd, two: Store) -> None:

@@ -211,7 +211,7 @@ def test_sync_goes_through_the_service_where_one_runs(
         wait_until(lambda: _replica(home)["observed"] == 0)
         engine.label = "default"
         code, out, _ = alignd("serving", "sync", "--timeout", "20")
-        assert code == exitcodes.OK and "in sync" in out and engine.label == "v0"
+        assert code == exitcodes.OK and "in_sync" in out and engine.label == "v0"
         engine.fail("/model_info", *[5.0] * 3)
         alignd("serving", "sync", "--timeout", "0.5")
         code, _, err = alignd("serving", "sync", "--timeout", "0.5")

@@ -40,7 +40,7 @@ def test_an_empty_no_color_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_file_name_cannot_command_the_terminal() -> None:
-    assert terminal.printable("a\x1b[2Jb\nc\udc80d") == "a?[2Jb?c?d"
+    assert terminal.printable("a\x1b[2Jb\nc\udc80d") == "a\\x1b[2Jb\\nc\\udc80d"
 
 
 def test_a_table_fits_the_columns_by_cutting_the_flexible_ones() -> None:
@@ -125,3 +125,32 @@ def test_a_note_stands_beside_its_row_or_whole_below_it_and_all_fits(columns: in
     lines = terminal.noted_table(["A", "B"], [["x" * 15, "y"]] * 3, notes, Style(columns=columns))
     assert max(map(terminal.width, lines)) <= columns
     assert "v1" in " ".join(lines) and "taken out by v3 again" in " ".join(" ".join(lines).split())
+
+
+@pytest.mark.parametrize("word", ["z" * 150, "日本語" * 30, "e\u0301" * 150])
+@pytest.mark.parametrize("start", ["", "because of "])
+def test_a_word_that_is_wider_than_a_line_is_broken(word: str, start: str) -> None:
+    lines = terminal.wrapped(f"{start}{word} it is", PLAIN, indent=4)
+    assert max(map(terminal.width, lines)) <= 80
+    assert word in "".join(line.strip() for line in lines)
+    assert all(line.startswith("    ") for line in lines[1:])
+
+
+def test_a_path_that_is_wider_than_a_line_is_left_whole_to_be_copied() -> None:
+    path = "/home" * 40
+    assert f"`{path}`," in [line.strip() for line in terminal.wrapped(f"look at `{path}`, please", PLAIN, indent=4)]
+
+
+def test_a_long_value_of_a_field_is_painted_line_by_line() -> None:
+    painted = Style(colour=True).paint("zorp " * 30, "warn")
+    lines = terminal.fields([("held", painted)], PLAIN)
+    assert len(lines) > 1 and max(map(terminal.width, lines)) <= 80
+    assert all(line.endswith("\x1b[0m") for line in lines)
+
+
+@given(st.text(), st.integers(20, 80), st.integers(0, 6))
+def test_wrapped_text_loses_nothing_and_fits(text: str, columns: int, indent: int) -> None:
+    shown = terminal.printable(text).replace("/", "")
+    lines = terminal.wrapped(shown, Style(columns=columns), indent=indent)
+    assert "".join("".join(lines).split()) == "".join(shown.split())
+    assert max(map(terminal.width, lines)) <= columns

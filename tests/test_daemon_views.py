@@ -94,6 +94,23 @@ def test_status_tells_who_holds_and_why() -> None:
     assert view["hold"] == {"reason": "worse answers", "actor": "ann", "since": AT}
 
 
+def test_a_round_that_goes_on_says_after_which_step_and_is_not_at_none_of_it() -> None:
+    told = {"round": "r000002", "step": None, "fraction": 0.0, "eta_s": None, "loss": None, "steps_done": ["parse"]}
+    view = views.status_view(standing(running=ROUND, progress=told, service_pid=7))["round"]
+    assert (view["step"], view["fraction"], view["interrupted"]) == (None, None, False)
+    assert render.round_text(view, Style()).endswith("  going on after parse")
+    new = views.status_view(standing(running=replace(ROUND, step="", artefacts={}), service_pid=7))["round"]
+    assert (new["step"], render.round_text(new, Style()).endswith("  starting")) == (None, True)
+
+
+def test_a_running_round_with_a_long_name_is_told_in_one_line() -> None:
+    told = {"round": "r000002", "step": "over_safety", "fraction": 0.5, "eta_s": 3599, "loss": 12.345}
+    busy = standing(running=ROUND, progress=told, service_pid=7, batch_names={"b" * 64: "n" * 150})
+    lines = render.status_lines(views.status_view(busy), Style())
+    assert max(map(width, lines)) <= 80
+    assert any("nn…" in line and "over_safety" in line and "loss 12.345" in line for line in lines)
+
+
 def test_progress_of_another_round_is_not_shown() -> None:
     told = {"round": "r000002", "step": "derive", "fraction": 0.5, "eta_s": 10, "loss": 1.0, "steps_done": ["parse"]}
     now = views.status_view(standing(running=ROUND, progress=told))["round"]
