@@ -21,24 +21,29 @@ from daemon import (
     commands_control,
     commands_explain,
     commands_export,
+    commands_plot,
     commands_run,
     commands_serving,
     commands_setup,
+    commands_shell,
     commands_show,
     commands_store,
+    completion,
     exitcodes,
 )
 from daemon.command import Answer, Command, CommandError, Context, check_home, service_file_of
+from daemon.completion import let_complete
 from daemon.terminal import printable, style_of
 from state import errors
 
 GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
     ("set up and run", (*commands_setup.COMMANDS, *commands_run.COMMANDS)),
-    ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_bisect.COMMANDS)),
+    ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_plot.COMMANDS, *commands_bisect.COMMANDS)),
     ("decide", commands_control.COMMANDS),
     ("serve", commands_serving.COMMANDS),
     ("keep", (*commands_store.COMMANDS, *commands_check.COMMANDS)),
     ("hand over", commands_export.COMMANDS),
+    ("learn", commands_shell.COMMANDS),
 )
 COMMANDS: Final[tuple[Command, ...]] = tuple(command for _, commands in GROUPS for command in commands)
 
@@ -81,6 +86,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and gives its exit code; prints data to stdout and everything else to stderr."""
+    if completion.is_asked():
+        completion.answer(build_parser())
     words = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in words
     try:
@@ -253,7 +260,7 @@ def _add_command(subparsers: Any, word: str, command: Command) -> None:
         allow_abbrev=False,
     )
     for argument in command.arguments:
-        parser.add_argument(*argument.flags, **argument.options)
+        let_complete(parser.add_argument(*argument.flags, **argument.options), argument)
     _add_common(parser)
     parser.set_defaults(command=command)
 

@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import pwd
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,11 +92,13 @@ class Argument:
 
     flags: tuple[str, ...]
     options: dict[str, Any]
+    words: Callable[[Context], Mapping[str, str]] | None = None
+    """What completes it, from `daemon.suggest`; None where nothing does."""
 
 
-def arg(*flags: str, **options: Any) -> Argument:
-    """An option or operand; the keywords are those of `ArgumentParser.add_argument`."""
-    return Argument(flags, options)
+def arg(*flags: str, words: Callable[[Context], Mapping[str, str]] | None = None, **options: Any) -> Argument:
+    """An option or operand; the keywords but `words` are those of `ArgumentParser.add_argument`."""
+    return Argument(flags, options, words)
 
 
 @dataclass(frozen=True)

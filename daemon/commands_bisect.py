@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon import exitcodes
+from daemon import exitcodes, suggest
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg
 from daemon.render_bisect import conclusion_lines, step_line
 from daemon.views import version_name
@@ -138,9 +138,25 @@ COMMANDS: Final = (
         ),
         bisect,
         (
-            arg("probe", metavar="PROBE", help='JSON Lines of {"prompt", "response"?}, or - for stdin'),
-            arg("--good", metavar="REF", help="an ancestor that passes (default: v0, else the oldest that passes)"),
-            arg("--bad", metavar="REF", default="current", help=f"one that fails (default: current): {SELECTORS}"),
+            arg(
+                "probe",
+                metavar="PROBE",
+                words=suggest.files,
+                help='JSON Lines of {"prompt", "response"?}, or - for stdin',
+            ),
+            arg(
+                "--good",
+                metavar="REF",
+                words=suggest.versions,
+                help="an ancestor that passes (default: v0, else the oldest that passes)",
+            ),
+            arg(
+                "--bad",
+                metavar="REF",
+                words=suggest.versions,
+                default="current",
+                help=f"one that fails (default: current): {SELECTORS}",
+            ),
             arg(
                 "--axis",
                 choices=("harm", "over_safety", "utility"),

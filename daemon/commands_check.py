@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from daemon import exitcodes
+from daemon import exitcodes, suggest
 from daemon.command import SELECTORS, Answer, Command, Context, arg
-from daemon.terminal import printable
+from daemon.terminal import Style, printable, wrapped
 
 if TYPE_CHECKING:
     from state.verify import Finding
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 def verify(context: Context, args: argparse.Namespace) -> Answer:
     """Checks that everything stored is what was written."""
+    from state import verified
     from state.checked import Checked, verify_on
     from state.verify import drawn, parts
     from state.verify import verify as check
@@ -27,6 +30,8 @@ def verify(context: Context, args: argparse.Namespace) -> Answer:
         if args.sample is not None:
             left_out = drawn(store, args.sample / 100, random.Random())
             findings = check(store, deep=args.deep, passed_over=left_out)
+            if findings:  # a sample that finds nothing takes nothing back
+                verified.note(store.home, findings)
             num, good = len(names) - len(left_out), "what was looked at is what was written"
             return _findings_answer(context, findings, f"{good}: {num} of {len(names)} parts")
         if not args.resume:
@@ -63,11 +68,27 @@ def _teller(context: Context, what: str) -> Callable[[float], None]:
 
 
 def _findings_answer(context: Context, findings: list[Finding], good: str) -> Answer:
-    data = {"ok": not findings, "findings": [{"path": str(f.path), "what": f.what} for f in findings]}
+    data = {"ok": not findings, "findings": [asdict(found) | {"path": str(found.path)} for found in findings]}
     if not findings:
         return Answer(data, (context.style.paint(good, "good"),))
-    lines = [f"{context.style.paint(str(f.path), 'bad')}: {printable(f.what)}" for f in findings]
+    lines = [
+        line for remedy, alike in groupby(findings, _remedy) for line in _alike_lines(remedy, alike, context.style)
+    ]
     return Answer(data, tuple(lines), exitcodes.INTEGRITY)
+
+
+def _remedy(finding: Finding) -> str:
+    return finding.remedy
+
+
+def _alike_lines(remedy: str, findings: Iterable[Finding], style: Style) -> Iterator[str]:
+    """Findings that are mended in one way, and that way."""
+    for finding in findings:
+        first, *rest = wrapped(printable(f"{finding.path}: {finding.what}"), style, indent=4)
+        path, colon, what = first.partition(": ")
+        yield style.paint(path, "bad") + colon + what
+        yield from rest
+    yield from wrapped(f"  -> {printable(remedy)}", style, indent=5) if remedy else ()
 
 
 def percent(text: str) -> float:
@@ -101,6 +122,6 @@ COMMANDS: Final = (
         "Rebuild versions from base and overlays and compare bit for bit",
         ("alignd drill", "alignd drill current previous"),
         drill,
-        (arg("refs", nargs="*", metavar="REF", help=f"versions (default: all): {SELECTORS}"),),
+        (arg("refs", nargs="*", metavar="REF", words=suggest.versions, help=f"versions (default: all): {SELECTORS}"),),
     ),
 )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon import exitcodes
+from daemon import exitcodes, suggest
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid, utc_now
 from daemon.terminal import printable
 from daemon.views import View, batch_view, round_view, version_name
@@ -78,8 +79,13 @@ def promote(context: Context, args: argparse.Namespace) -> Answer:
     """Makes any published version current."""
     with context.store() as store:
         before = store.current()
+        had_folder = store.is_materialized(before.id)
         after = store.promote(args.ref, force=args.force, reason=args.reason, actor=context.actor, now=utc_now())
-        return _switched(context, store, before, after)
+        answer = _switched(context, store, before, after)
+    if after.id != before.id or had_folder:
+        return answer
+    rebuilt = f"its model folder was missing and is rebuilt from v0 and the overlays: {store.model_path(after.id)}"
+    return replace(answer, notes=(*answer.notes, rebuilt))
 
 
 def approve(context: Context, args: argparse.Namespace) -> Answer:
@@ -166,7 +172,7 @@ def retry(context: Context, args: argparse.Namespace) -> Answer:
     return Answer(batch_view(row), (f"{printable(row.name)} ({row.sha256[:12]}) is queued again",))
 
 
-_REF: Final[dict[str, Any]] = {"metavar": "REF", "help": f"a version: {SELECTORS}"}
+_REF: Final[dict[str, Any]] = {"metavar": "REF", "words": suggest.versions, "help": f"a version: {SELECTORS}"}
 
 
 COMMANDS: Final = (
@@ -180,6 +186,7 @@ COMMANDS: Final = (
                 "ref",
                 nargs="?",
                 metavar="REF",
+                words=suggest.versions,
                 help="where to go (default: previous, the version that was last in service before this one and is not blocked; "
                 f"after a promote that may be a later one): {SELECTORS}",
             ),
@@ -210,7 +217,14 @@ COMMANDS: Final = (
         ("alignd approve", 'alignd approve v5 --reason "read the samples"'),
         approve,
         (
-            arg("ref", nargs="?", default="candidate", metavar="REF", help="default: candidate"),
+            arg(
+                "ref",
+                nargs="?",
+                default="candidate",
+                metavar="REF",
+                words=suggest.candidates,
+                help="default: candidate",
+            ),
             arg("--reason", default="", help="why, for the audit"),
         ),
     ),
@@ -220,7 +234,14 @@ COMMANDS: Final = (
         ('alignd reject --reason "too terse"', 'alignd reject v5 --reason "wrong batch"'),
         reject,
         (
-            arg("ref", nargs="?", default="candidate", metavar="REF", help="default: candidate"),
+            arg(
+                "ref",
+                nargs="?",
+                default="candidate",
+                metavar="REF",
+                words=suggest.candidates,
+                help="default: candidate",
+            ),
             arg("--reason", default="rejected by hand", help="why, for the audit"),
         ),
     ),
@@ -250,6 +271,6 @@ COMMANDS: Final = (
         "Queue a batch again that was rejected, quarantined or rolled back",
         ("alignd retry 3f9a12bc", "alignd retry drop-2026-01-31.jsonl"),
         retry,
-        (arg("batch", metavar="BATCH", help="its name, its sha256, or the start of that"),),
+        (arg("batch", metavar="BATCH", words=suggest.retriable, help="its name, its sha256, or the start of that"),),
     ),
 )

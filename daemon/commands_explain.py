@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon import exitcodes, render, render_show, render_version, views
+from daemon import exitcodes, render, render_show, render_version, suggest, views
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid
 from daemon.standing import names
 from state.core import UNNAMED
@@ -201,7 +201,7 @@ def report(context: Context, args: argparse.Namespace) -> Answer:
     return Answer({"id": row.name, "path": str(path), "num_bytes": len(data)}, (f"{row.name} is explained in {path}",))
 
 
-_REF: Final = arg("ref", metavar="REF", help=f"a version: {SELECTORS}")
+_REF: Final = arg("ref", metavar="REF", words=suggest.versions, help=f"a version: {SELECTORS}")
 
 COMMANDS: Final = (
     Command(
@@ -209,7 +209,14 @@ COMMANDS: Final = (
         "Explain a version, a round or a batch",
         ("alignd show current", "alignd show r000003", "alignd show 3f9a12bc"),
         show,
-        (arg("ref", metavar="REF", help=f"a round's id, a drop's name or sha256, or a version: {SELECTORS}"),),
+        (
+            arg(
+                "ref",
+                metavar="REF",
+                words=suggest.everything,
+                help=f"a round's id, a drop's name or sha256, or a version: {SELECTORS}",
+            ),
+        ),
     ),
     Command(
         "report",
@@ -221,6 +228,7 @@ COMMANDS: Final = (
             arg(
                 "--out",
                 metavar="PATH",
+                words=suggest.files,
                 help="a file, a folder for vN.html in it, or - for stdout (default: this folder)",
             ),
         ),
@@ -230,6 +238,9 @@ COMMANDS: Final = (
         "Compare two versions: metrics, batches, tensors",
         ("alignd diff previous current", "alignd --json diff base v3 | jq .num_entries"),
         diff,
-        (arg("a", metavar="A", help=f"a version: {SELECTORS}"), arg("b", metavar="B", help="likewise")),
+        (
+            arg("a", metavar="A", words=suggest.versions, help=f"a version: {SELECTORS}"),
+            arg("b", metavar="B", words=suggest.versions, help="likewise"),
+        ),
     ),
 )

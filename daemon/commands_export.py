@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from daemon import exitcodes
+from daemon import exitcodes, suggest
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, utc_now
 from daemon.terminal import printable, size
 
@@ -116,8 +116,8 @@ COMMANDS: Final = (
         ),
         export,
         (
-            arg("ref", metavar="REF", help=f"a version: {SELECTORS}"),
-            arg("folder", metavar="DIR", help="a new folder; nothing is overwritten"),
+            arg("ref", metavar="REF", words=suggest.versions, help=f"a version: {SELECTORS}"),
+            arg("folder", metavar="DIR", words=suggest.files, help="a new folder; nothing is overwritten"),
             arg(
                 "--to",
                 choices=FORMS,
@@ -149,6 +149,7 @@ COMMANDS: Final = (
             arg(
                 "--converter",
                 metavar="FILE",
+                words=suggest.files,
                 help="gguf: llama.cpp's convert_hf_to_gguf.py (default: the one on the PATH)",
             ),
             arg(
@@ -167,6 +168,7 @@ COMMANDS: Final = (
             arg(
                 "path",
                 metavar="PATH",
+                words=suggest.files,
                 help="a folder that `export --to overlay` wrote, or another home of the same base",
             ),
             arg("--ref", default="current", metavar="REF", help="which version of another home (default: current)"),

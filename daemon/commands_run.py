@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon import exitcodes, render, views
+from daemon import exitcodes, render, suggest, views
 from daemon.command import Answer, Command, CommandError, Context, arg, seconds
 from daemon.terminal import printable, wrapped
 from daemon.views import View
@@ -188,7 +188,12 @@ COMMANDS: Final = (
                 help="empty the inbox, finish every round, print what came to an end and what waits, and exit: 0, or 3 if "
                 "something was not published: rejected, quarantined, waiting, or a duplicate of what is not published",
             ),
-            arg("--log-format", choices=["auto", "json", "console"], default="auto", help="default: auto"),
+            arg(
+                "--log-format",
+                choices=["auto", "json", "console"],
+                default="auto",
+                help="auto (default: console on a terminal, else json), json, console",
+            ),
         ),
     ),
     Command(
@@ -201,7 +206,13 @@ COMMANDS: Final = (
         ),
         submit,
         (
-            arg("paths", nargs="+", metavar="PATH", help="a file, or a folder of files that is one batch"),
+            arg(
+                "paths",
+                nargs="+",
+                metavar="PATH",
+                words=suggest.files,
+                help="a file, or a folder of files that is one batch",
+            ),
             arg(
                 "--wait",
                 action="store_true",
@@ -211,6 +222,7 @@ COMMANDS: Final = (
             arg(
                 "--sign",
                 metavar="KEY",
+                words=suggest.files,
                 help="sign with this Ed25519 private key (PEM); the signature goes beside the drop",
             ),
             arg("--timeout", type=seconds, metavar="S", help="wait at most this many seconds, then exit with 75"),

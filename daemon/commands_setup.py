@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon import exitcodes
+from daemon import exitcodes, suggest
 from daemon.command import Answer, Command, CommandError, Context, arg, is_source, utc_now
 from daemon.terminal import Colour, size, wrapped
 
@@ -190,8 +190,13 @@ COMMANDS: Final = (
         ("alignd init /var/lib/alignd --model /srv/models/llama-8b", "alignd init ./home --model ./base"),
         init,
         (
-            arg("folder", metavar="DIR", help="the home; created when it is missing"),
-            arg("--model", metavar="PATH", help="the model: Hugging Face layout, safetensors, chat template"),
+            arg("folder", metavar="DIR", words=suggest.files, help="the home; created when it is missing"),
+            arg(
+                "--model",
+                metavar="PATH",
+                words=suggest.files,
+                help="the model: Hugging Face layout, safetensors, chat template",
+            ),
         ),
         needs_home=False,
     ),
@@ -225,7 +230,7 @@ COMMANDS: Final = (
         unit,
         (
             arg("--gpu", action="store_true", help="let the service use the machine's GPUs"),
-            arg("--executable", metavar="PATH", help="the alignd to run (default: this one)"),
+            arg("--executable", metavar="PATH", words=suggest.files, help="the alignd to run (default: this one)"),
             arg(
                 "--network",
                 metavar="ADDRESS",

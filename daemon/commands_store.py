@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Final
 
-from daemon import exitcodes, render
+from daemon import exitcodes, render, suggest
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, count, utc_now
 from daemon.terminal import printable, size, wrapped
 from daemon.views import quarantined_view
@@ -109,8 +109,8 @@ def _named(row: VersionRow, text: str) -> Answer:
     return Answer({"id": row.name, "pinned": row.pinned}, (text,))
 
 
-_REF: Final = arg("ref", metavar="REF", help=f"a version: {SELECTORS}")
-_ENTRY: Final = arg("entry", metavar="ENTRY", help="its id, the start of that, or its name")
+_REF: Final = arg("ref", metavar="REF", words=suggest.versions, help=f"a version: {SELECTORS}")
+_ENTRY: Final = arg("entry", metavar="ENTRY", words=suggest.entries, help="its id, the start of that, or its name")
 
 COMMANDS: Final = (
     Command(
@@ -167,13 +167,13 @@ COMMANDS: Final = (
         "Give a version a name, used as @NAME; a name that is taken moves",
         ("alignd tag good current", "alignd tag release-7 v3"),
         tag,
-        (arg("name", metavar="NAME", help="the name, with or without @"), _REF),
+        (arg("name", metavar="NAME", words=suggest.tags, help="the name, with or without @"), _REF),
     ),
     Command(
         "untag",
         "Take a name away",
         ("alignd untag good", "alignd untag @release-7"),
         untag,
-        (arg("name", metavar="NAME", help="the name, with or without @"),),
+        (arg("name", metavar="NAME", words=suggest.tags, help="the name, with or without @"),),
     ),
 )

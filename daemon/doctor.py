@@ -86,6 +86,7 @@ def _store_checks(context: Context, config: Config) -> Iterator[Check]:
         yield _one_file_system(context, config, store)
         yield _permissions(store)
         yield _disk(config, store)
+        yield _stored(store)
         yield _base(context, config, store)
         yield _text_side(store)
         yield _clock(store)
@@ -184,6 +185,20 @@ def _base(context: Context, config: Config, store: Store) -> Check:
         return Check("base", "ok", f"{source} is what v0 was made of")
     advice = "v0 stays what it was; for another base make another home with `alignd init`"
     return Check("base", "bad", f"{source} has changed since: {', '.join(sorted(changed)[:5])}", advice)
+
+
+def _stored(store: Store) -> Check:
+    from state import verified
+
+    last = verified.last(store.home)
+    if last is None:
+        return Check(
+            "stored bytes", "ok", "not checked yet; `alignd verify` does, and so does the service by schedule.verify"
+        )
+    if last.findings:
+        advice = f"{last.findings[0].remedy}; `alignd verify` looks again"
+        return Check("stored bytes", "bad", last.in_short(), advice)
+    return Check("stored bytes", "ok", f"what was written, as of {last.at}")
 
 
 def _digest(path: Path) -> str:

@@ -14,6 +14,7 @@ from daemon.views import View
 from state import durable, lock, materialize, overlay
 from state.batches import file_sha256
 from state.errors import StoreCorruptError
+from state.remedy import remedy
 from state.rows import VersionRow
 from state.scratch import private_folder
 from state.store import Store
@@ -23,7 +24,6 @@ OVERLAY, MANIFEST, SCRIPT = "overlay.safetensors", "overlay.json", "apply.py"
 MANIFEST_FORMAT: Final = "alignd-overlay"
 _PURPOSE: Final = "export"
 _STAGING: Final = re.compile(re.escape(f"{durable.TEMPORARY_PREFIX}{_PURPOSE}-") + "[0-9a-f]{16}")
-_DAMAGED: Final = "`alignd verify` says more; without the folder the version is rebuilt from its overlays"
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def checked_model(store: Store, row: VersionRow) -> Iterator[Path]:
     """
     with model_folder(store, row) as folder:
         for name, digest in store.version_record(row.id)["files"].items():
-            _check(folder / name, folder / name, digest)
+            _check(store, folder / name, folder / name, digest)
         yield folder
 
 
@@ -76,7 +76,7 @@ def write_model(store: Store, row: VersionRow, staging: Path) -> None:
             source, copy = store.model_path(row.id) / name, staging / name
             durable.make_folder(copy.parent, 0o755)
             durable.copy_file(source, copy, 0o644)
-            _check(source, copy, digest)
+            _check(store, source, copy, digest)
 
 
 def write_overlay(store: Store, row: VersionRow, path: Path) -> str:
@@ -112,9 +112,9 @@ def manifest(version: View, digest: str) -> dict[str, Any]:
     }
 
 
-def _check(source: Path, copy: Path, digest: str) -> None:
+def _check(store: Store, source: Path, copy: Path, digest: str) -> None:
     if not copy.is_file() or file_sha256(copy) != digest:
-        raise StoreCorruptError(f"{source} is not what was written", _DAMAGED)
+        raise StoreCorruptError(f"{source} is not what was written", remedy(store, source))
 
 
 def _make_ordinary(folder: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from state.batches import file_sha256
 from state.errors import StoreCorruptError
+from state.remedy import remedy
 from state.rows import RoundRow
 from state.store import Store
 
-_HINT = "put the file back from a backup or the model's source; `alignd verify --deep` tells what else is damaged"
 Stamp = tuple[int, int, int]
 """Inode, size and time of change of a file."""
 
@@ -27,7 +27,7 @@ def sound_models(store: Store, row: RoundRow) -> Iterator[None]:
         stamps = _check_models(store, {row.parent, 0})
     yield
     with _beginning_anew(store, row):
-        _check_untouched(stamps)
+        _check_untouched(store, stamps)
 
 
 @contextmanager
@@ -44,9 +44,9 @@ def _check_models(store: Store, versions: Iterable[int]) -> dict[Path, Stamp]:
     for version in sorted(versions):
         for name, digest in store.version_record(version)["files"].items():
             path = store.model_path(version) / name
-            stamp = _stamp(path)
+            stamp = _stamp(store, path)
             if stamp not in stamps.values():  # versions share the files that no round changed
-                _check(path, digest)
+                _check(store, path, digest)
             stamps[path] = stamp
     return stamps
 
@@ -55,24 +55,24 @@ def check_texts(store: Store) -> None:
     """Compares the base's files with their digests, but for the weights: what an intake reads. Raises StoreCorruptError."""
     for name, digest in store.version_record(0)["files"].items():
         if not name.endswith(".safetensors"):
-            _check(store.model_path(0) / name, digest)
+            _check(store, store.model_path(0) / name, digest)
 
 
-def _check_untouched(stamps: dict[Path, Stamp]) -> None:
+def _check_untouched(store: Store, stamps: dict[Path, Stamp]) -> None:
     for path, stamp in stamps.items():
-        if _stamp(path) != stamp:
-            raise StoreCorruptError(f"{path} was changed while a round built on it", _HINT)
+        if _stamp(store, path) != stamp:
+            raise StoreCorruptError(f"{path} was changed while a round built on it", remedy(store, path))
 
 
-def _check(path: Path, digest: str) -> None:
-    _stamp(path)
+def _check(store: Store, path: Path, digest: str) -> None:
+    _stamp(store, path)
     if file_sha256(path) != digest:
-        raise StoreCorruptError(f"{path} is not what was written", _HINT)
+        raise StoreCorruptError(f"{path} is not what was written", remedy(store, path))
 
 
-def _stamp(path: Path) -> Stamp:
+def _stamp(store: Store, path: Path) -> Stamp:
     try:
         found = path.stat()
     except FileNotFoundError as err:
-        raise StoreCorruptError(f"{path} is gone", _HINT) from err
+        raise StoreCorruptError(f"{path} is gone", remedy(store, path)) from err
     return found.st_ino, found.st_size, found.st_mtime_ns  # links change the ctime

@@ -25,6 +25,7 @@ from state import signed
 from state.batches import identity
 from state.errors import StoreCorruptError
 from state.layout import Layout
+from state.remedy import BATCH
 
 SPLIT_SEED = "alignd batch split 1"
 _MAX_SHOWN = 3
@@ -128,7 +129,7 @@ def _check_whole(store: Layout, sha256: str) -> None:
     if path.exists() and identity(path) != sha256:
         raise StoreCorruptError(
             f"batch {sha256[:12]} is not what was received: {path}",
-            "restore it from a backup, or drop it from the queue and submit the file again",
+            BATCH,
         )
 
 

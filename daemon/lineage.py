@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +19,9 @@ from state.core import StoreCore
 from state.errors import StoreCorruptError
 from state.materialize import chain
 from state.overlay import Edit
+from state.remedy import remedy
 from state.store import Store
 from state.tensors import ModelFolder, from_float32, to_float32
-
-_MEND_OVERLAY: Final = "restore it from a backup, or import the version again into a new home"
-_MEND_BATCH: Final = "restore it from a backup, or `alignd revert` the version that was made with it"
 
 
 @dataclass(frozen=True)
@@ -74,16 +71,17 @@ def earlier_batches(store: StoreCore, config: Config, lineage: Lineage, files: P
         try:
             taken[sha256] = take_in(store, config, sha256, files, is_learnt=True)
         except (UnusableBatchError, FileNotFoundError) as err:
-            raise _unreadable(store.batch_content(sha256), sha256, err) from err
+            raise _unreadable(store, sha256, err) from err
     return apart(taken)
 
 
-def _unreadable(path: Path, sha256: str, err: Exception) -> StoreCorruptError | ConfigError:
+def _unreadable(store: StoreCore, sha256: str, err: Exception) -> StoreCorruptError | ConfigError:
+    path = store.batch_content(sha256)
     what = f"batch {sha256[:12]}, which the current version was made with,"
     if not path.exists():
-        return StoreCorruptError(f"{what} is missing: {path}", _MEND_BATCH)
+        return StoreCorruptError(f"{what} is missing: {path}", remedy(store, path))
     if identity(path) != sha256:
-        return StoreCorruptError(f"{what} is not what was received: {path}", _MEND_BATCH)
+        return StoreCorruptError(f"{what} is not what was received: {path}", remedy(store, path))
     return ConfigError(
         f"{what} cannot be read under the settings any more: {err}; mend them, then `alignd abort` and `alignd retry` "
         "begin the round with them"
@@ -130,8 +128,9 @@ def remerge_edits(store: Store, lineage: Lineage, parent: ModelFolder) -> dict[s
 
 def _ground_edits(store: StoreCore, lineage: Lineage) -> Mapping[str, Edit]:
     for row in store.lineage(lineage.ground)[1:]:
-        if file_sha256(store.overlay_path(row.id)) != row.overlay:
-            raise StoreCorruptError(f"{store.overlay_path(row.id)} is not what was written", _MEND_OVERLAY)
+        path = store.overlay_path(row.id)
+        if file_sha256(path) != row.overlay:
+            raise StoreCorruptError(f"{path} is not what was written", remedy(store, path))
     return chain(store, lineage.ground)
 
 

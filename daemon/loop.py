@@ -34,6 +34,7 @@ from daemon.serving import Serving
 from daemon.timers import VERIFY, Timers
 from daemon.web import Web
 from state.errors import LockedError, StoreCorruptError
+from state.remedy import remedy
 from state.rows import BatchRow
 
 TICK_S: Final = 1.0
@@ -200,7 +201,7 @@ class Loop:
         folder = store.model_path(row.id)
         missing = [name for name in record["files"] if not (folder / name).is_file()]
         if missing:
-            raise StoreCorruptError(f"{folder}: {', '.join(missing)} is gone", "`alignd verify` says more")
+            raise StoreCorruptError(f"{folder}: {', '.join(missing)} is gone", remedy(store, folder))
         _log.info(STORE_VERIFIED, version=row.name, num_files=len(record["files"]), depth="names")
 
     def _guard(self, part: str, action: Callable[[], None], on_trouble: Callable[[], None]) -> None:

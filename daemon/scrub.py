@@ -50,7 +50,7 @@ class Scrub:
         self.num_findings = len(findings)
         if findings:
             _log.critical(STORE_DAMAGED, findings=findings)
-            self._shop.note("verify", f"the store is damaged: {findings[0]}; run `alignd verify --deep`")
+            self._shop.note("verify", f"the store is damaged: {findings[0]}")
         else:
             _log.info(STORE_VERIFIED, depth="bytes")
             self._shop.note("verify", "")

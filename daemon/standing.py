@@ -12,6 +12,7 @@ from daemon.replica_views import degraded_problems, replica_views
 from daemon.views import Names, Standing, measured
 from state.errors import NotFoundError
 from state.layout import PROGRESS_FILE
+from state.remedy import remedy
 from state.rows import BatchRow, RoundRow, VersionRow
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def look(context: Context, store: Store) -> Standing:
     problems = [
         config_problem,
         *_pointer_problems(store, current),
+        _damage_problem(context.home),
         _interrupted(running, pid),
         *_room_problems(context, config),
     ]
@@ -124,10 +126,19 @@ def _pointer_problems(store: Store, current: VersionRow) -> list[str]:
     points_to = link.readlink().name if link.is_symlink() else "nothing"
     problems = []
     if points_to != current.name:
-        problems.append(f"{link} points to {points_to} and not to {current.name}; start the service to mend it")
+        problems.append(f"{link} points to {points_to} and not to {current.name}; {remedy(store, link)}")
     if not store.is_materialized(current.id):
-        problems.append(f"the model folder of {current.name} is missing; `alignd verify` says more")
+        folder = store.model_path(current.id)
+        problems.append(f"the model folder of {current.name} is missing; {remedy(store, folder)}")
     return problems
+
+
+def _damage_problem(home: Path) -> str:
+    """What the last check of the store found; a check that finds nothing takes it back."""
+    from state import verified
+
+    last = verified.last(home)
+    return f"{last.in_short()}; {last.findings[0].remedy}" if last and last.findings else ""
 
 
 def _interrupted(running: RoundRow | None, pid: int | None) -> str:

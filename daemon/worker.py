@@ -100,7 +100,8 @@ def _verify(store: Store, reporter: Reporter) -> Outcome:
 
     reporter.progress("verify", 0.0)
     findings = verify_on(store, deep=True, progress=lambda done: reporter.progress("verify", done))
-    return Outcome("accepted", tuple(f"{finding.path}: {finding.what}" for finding in findings))
+    told = [f"{finding.path}: {finding.what}{'; ' if finding.remedy else ''}{finding.remedy}" for finding in findings]
+    return Outcome("accepted", tuple(told))
 
 
 def _fail(reporter: Reporter, err: Exception, *, retry: bool, blameless: bool = False) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from state import durable
+from state import durable, verified
 from state.layout import CHECKED_FILE
 from state.store import Store
 from state.verify import ALWAYS, Finding, parts, verify
@@ -67,6 +67,7 @@ def verify_on(store: Store, *, deep: bool, progress: Callable[[float], None]) ->
 
     found = verify(store, deep=deep, passed_over=known, seen=seen)
     checked.clear()
+    verified.note(store.home, found)
     return found
 
 

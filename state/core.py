@@ -15,6 +15,7 @@ from state import audit, durable, lock
 from state.errors import NotFoundError, StoreCorruptError
 from state.layout import Layout
 from state.ledger import Ledger
+from state.remedy import remedy
 from state.rows import ControlRow, RoundRow, VersionRow
 
 LOCK_WAIT_S = 30.0
@@ -112,7 +113,7 @@ class StoreCore(Layout):
         path = self.record_path(version_id)
         data = path.read_bytes() if path.exists() else b""
         if hashlib.sha256(data).hexdigest() != row.record:
-            raise StoreCorruptError(f"{path} is not what was written", "restore it from a backup")
+            raise StoreCorruptError(f"{path} is not what was written", remedy(self, path))
         record: dict[str, Any] = json.loads(data)
         return record
 

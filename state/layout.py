@@ -8,6 +8,9 @@ PROGRESS_FILE = Path("run", "progress.json")
 CHECKED_FILE = Path("run", "checked.jsonl")
 """What a check of the store that is under way has found whole; relative to the home."""
 
+VERIFIED_FILE = Path("run", "verified.json")
+"""What the last check of the store found; relative to the home."""
+
 
 class Layout:
     """The paths of one home. Nothing is created or read here."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from state import durable
 from state.core import HELD, PAUSED, free_reserve
-from state.errors import RefusedError
+from state.errors import RefusedError, StoreCorruptError
 from state.quarantine import Quarantine
+from state.remedy import remedy
 from state.rows import BatchState, ControlRow, PointerRow, VersionRow
 
 RESCUE_BYTES = 512 << 10
@@ -85,10 +86,14 @@ class Switch(Quarantine):
         return target
 
     def promote(self, ref: str, *, force: bool = False, reason: str, actor: str, now: str) -> VersionRow:
-        """Make any published version current; `force` also one that is blocked or awaits approval, and while held."""
+        """Make any published version current; `force` also one that is blocked or awaits approval, and while held.
+
+        One that is current is given back its model folder, where that is gone.
+        """
         with self._changing(f"promote {ref}"):
             row = self.resolve(ref)
             if row.id == self.current().id:
+                self._materialize(row.id)
                 self._follow()
                 return row
             if not force:
@@ -149,6 +154,8 @@ class Switch(Quarantine):
     def _materialize(self, version_id: int) -> Path:
         """Rebuild the model folder if it was collected; the caller holds the lock."""
         target = self.model_path(version_id)
+        if not target.is_dir() and version_id == 0:
+            raise StoreCorruptError(f"{target} is missing", remedy(self, target))
         if not target.is_dir():
             from state import materialize  # brings numpy: most commands never need it
 
@@ -171,8 +178,11 @@ class Switch(Quarantine):
         current = self.current()
         target = self.previous() if ref is None else self.resolve(ref)
         if ref is not None and target is not None and target.id == current.id > 0:
+            is_there = self.is_materialized(current.id)
             hint = "name an earlier version; `alignd history` lists all"
-            raise RefusedError(f"{current.name} is in service already", hint)
+            missing = "" if is_there else ", and its model folder is missing"
+            hint = hint if is_there else remedy(self, self.model_path(current.id))
+            raise RefusedError(f"{current.name} is in service already{missing}", hint)
         if target is None or target.id == current.id:
             raise RefusedError(f"there is nothing before {current.name} to go back to", "`alignd history` lists all")
         if target.blocked or not self.ledger.was_current(target.id):

@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from state import audit, batches, durable, lock, materialize, signed
 from state.errors import ModelFormatError, RefusedError, StoreCorruptError
 from state.quarantine import DROPPED
+from state.remedy import remedy
 from state.rows import BatchRow, VersionRow
 from state.store import Store
 from state.tensors import ModelFolder
@@ -30,6 +31,8 @@ class Finding:
 
     path: Path
     what: str
+    remedy: str = ""
+    """How it is mended."""
 
 
 def verify(
@@ -49,13 +52,13 @@ def verify(
         passed_over: parts that are left out; see `parts`.
         seen: told of each part when it was checked, with what is wrong with it.
     """
-    found = []
+    everything = []
     for part, check in _checks(store, deep=deep).items():
         if part not in passed_over:
-            findings = check()
+            findings = [replace(found, remedy=found.remedy or remedy(store, found.path)) for found in check()]
             seen(part, findings)
-            found += findings
-    return found
+            everything += findings
+    return everything
 
 
 def parts(store: Store) -> list[str]:
@@ -117,7 +120,7 @@ def _rehearse(store: Store, number: int, staging: Path) -> list[Finding]:
     try:
         materialize.rebuild(store, number, staging)
     except (StoreCorruptError, ModelFormatError, ValueError, OSError) as err:
-        return [Finding(store.version_path(number), f"cannot be rebuilt: {err}")]
+        return [Finding(store.version_path(number), f"cannot be rebuilt: {err}", getattr(err, "hint", ""))]
     finally:
         durable.remove_tree(staging)
     return []
@@ -156,7 +159,7 @@ def _model(folder: Path, record: dict[str, Any], *, deep: bool) -> Iterator[Find
     here = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     for name in sorted(here | record["files"].keys()):
         if name not in record["files"]:
-            yield Finding(folder / name, "does not belong to the version")
+            yield Finding(folder / name, "does not belong to the version", f"remove {folder / name}")
             continue
         for finding in _digest(folder / name, record["files"][name]):
             damaged = damaged or name.endswith(".safetensors")
@@ -202,4 +205,5 @@ def _link(store: Store) -> list[Finding]:
     target = str(link.readlink())
     if target != expected:
         return [Finding(link, f"leads to {target}; the ledger says {expected}")]
-    return [] if link.is_dir() else [Finding(link, f"{expected} has no model folder")]
+    folder = store.model_path(store.current().id)
+    return [] if link.is_dir() else [Finding(link, f"{expected} has no model folder", remedy(store, folder))]

@@ -116,7 +116,7 @@ def test_the_papers_hold_neither_text_nor_names_nor_paths_of_the_home(
 def test_a_version_that_was_rolled_back_says_so(alignd: Alignd, two: Store, tmp_path: Path) -> None:
     two.rollback("v1", reason="bad", actor="tester", now="2026-01-02T03:04:05Z")
     _, _, err = alignd("export", "v2", str(tmp_path / "out"))
-    assert "v2 is rolled back" in err
+    assert "v2 is rolled_back" in err
     assert "**Not in service.** Where it was made this version is rolled back, and blocked" in (
         (tmp_path / "out/README.md").read_text().replace("\n>", "")
     )
