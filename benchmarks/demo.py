@@ -74,7 +74,7 @@ def make_home(world: World) -> None:
     """`alignd init`, and the probe files that a team would have."""
     shutil.rmtree(HOME, ignore_errors=True)
     HOME.parent.mkdir(exist_ok=True)
-    run_alignd("init", str(HOME), "--model", str(MODEL), config=None)
+    run_alignd("init", str(HOME), "--model", str(MODEL), "--yes", config=None)
     probes = HOME / "probes"
     write_jsonl(world.lookalike_probes(), probes / "over_safety.jsonl")
     write_jsonl(world.utility("probe", rows_per_ability=120), probes / "utility.jsonl")

@@ -21,6 +21,7 @@ from daemon import (
     commands_control,
     commands_explain,
     commands_export,
+    commands_init,
     commands_plot,
     commands_run,
     commands_serving,
@@ -37,7 +38,7 @@ from daemon.terminal import printable, style_of
 from state import errors
 
 GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
-    ("set up and run", (*commands_setup.COMMANDS, *commands_run.COMMANDS)),
+    ("set up and run", (*commands_init.COMMANDS, *commands_setup.COMMANDS, *commands_run.COMMANDS)),
     ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_plot.COMMANDS, *commands_bisect.COMMANDS)),
     ("decide", commands_control.COMMANDS),
     ("serve", commands_serving.COMMANDS),
@@ -63,6 +64,12 @@ _CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.StoreError, exitcodes.FAILED),
     (sqlite3.DatabaseError, exitcodes.FAILED),
     (OSError, exitcodes.FAILED),
+)
+# What can be done about an error that does not say it itself.
+_HINTS: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (errors.StoreCorruptError, "`alignd verify --deep` names what is damaged, and how it is mended"),
+    (errors.ModelFormatError, "copy the model again"),
+    (sqlite3.DatabaseError, "`alignd verify` says whether it is damaged; then it is restored from a backup"),
 )
 _WRONG_WORD: Final = re.compile(
     r"argument (?P<what>COMMAND|ACTION): invalid choice: '(?P<word>.*)' \(choose from (?P<known>.*)\)", re.DOTALL
@@ -170,9 +177,12 @@ def _hint_of(err: BaseException) -> str:
         return {
             errno.ENOSPC: "make room, for instance with `alignd gc`",
             errno.EACCES: "run it as the user that owns the home, for instance with `sudo -u alignd`",
-            errno.EROFS: "the file system is read-only",
+            errno.EROFS: "the file system is read-only: mount it for writing, or name another place",
+            errno.ENOENT: "name one that is there",
+            errno.EIO: "the disk failed: the kernel's log (`dmesg`) says how",
         }.get(err.errno or 0, "")
-    return getattr(err, "hint", "")
+    hint: str = getattr(err, "hint", "")
+    return hint or next((text for kind, text in _HINTS if isinstance(err, kind)), "")
 
 
 class _Version(argparse.Action):

@@ -50,7 +50,11 @@ def _check_options(args: argparse.Namespace) -> None:
     """Refuse an option that would do nothing."""
     for name, form in _OF_FORM.items():
         if getattr(args, name) not in (None, False) and args.to != form:
-            raise CommandError(exitcodes.USAGE, f"--{name.replace('_', '-')} is for --to {form} only")
+            raise CommandError(
+                exitcodes.USAGE,
+                f"--{name.replace('_', '-')} is for --to {form} only",
+                f"leave it out, or say --to {form}",
+            )
 
 
 def _push(args: argparse.Namespace, folder: Path, version: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Commands that make a home, and look at its settings and at the machine it runs on."""
+"""Commands that look at a home's settings and at the machine it runs on."""
 
 from __future__ import annotations
 
@@ -11,105 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, suggest
-from daemon.command import Answer, Command, CommandError, Context, arg, is_source, utc_now
-from daemon.terminal import Colour, size, wrapped
+from daemon.command import Answer, Command, CommandError, Context, arg, is_source
 
 if TYPE_CHECKING:
     from daemon.config import Config
-
-_SERVICE_TOML: Final = """\
-# Settings of alignd. What is not here has a default: `alignd config show` prints all of them.
-# Paths are relative to this file.
-
-[model]
-base = {base}    # imported once, as v0; for another base make another home
-
-[inbox]
-settle_s = 5    # a drop is taken once nothing about it has changed for this many seconds
-
-[publish]
-approval = false    # true: a version that passed its gates waits for `alignd approve`
-
-[web]
-listen = ""    # "8420": a page for browsers at http://127.0.0.1:8420/; changing something there needs HOME/web-token
-"""
-_FOLDERS: Final = {"inbox": 0o770, "probes": 0o755, "quarantine": 0o700}
-
-
-def init(context: Context, args: argparse.Namespace) -> Answer:
-    """Makes a home: settings, folders, and a store whose v0 is the model."""
-    from daemon.basemodel import check_base
-
-    home = Path(args.folder).absolute()
-    service_file = home / "service.toml"
-    if is_source(home):
-        raise CommandError(
-            exitcodes.FAILED, f"{home} holds the source of alignd; nothing was changed", "name a new folder"
-        )
-    if service_file.exists() or (home / "store").exists():
-        hint = "`alignd status` shows it" if (home / "store").exists() else "`alignd run` makes its store"
-        raise CommandError(exitcodes.FAILED, f"{home} is a home of alignd already; nothing was changed", hint)
-    base = Path(args.model or _ask_for_model()).expanduser().absolute()
-    num_bytes = sum(tensor.num_bytes for tensor in check_base(base).tensors.values())
-    _make_home(home, base, context.actor)
-    data = {"home": str(home), "service_file": str(service_file), "base": str(base), "version": "v0"}
-    return Answer(data, tuple(_next_steps(home, base, num_bytes)))
-
-
-def _ask_for_model() -> str:
-    if not sys.stdin.isatty():
-        raise CommandError(exitcodes.USAGE, "--model is missing", "alignd init DIR --model PATH")
-    print("Folder of the model, in Hugging Face layout: ", end="", file=sys.stderr, flush=True)
-    try:
-        return input().strip() or _ask_for_model()
-    except EOFError:
-        raise CommandError(exitcodes.USAGE, "--model is missing", "alignd init DIR --model PATH") from None
-
-
-def _make_home(home: Path, base: Path, actor: str) -> None:
-    """Everything, or nothing when it fails."""
-    from state import durable
-    from state.store import Store
-
-    first_new = _first_missing(home)
-    new = [name for name in (*_FOLDERS, "store", "models", "service.toml") if not (home / name).exists()]
-    try:
-        durable.make_folder(home, 0o755)
-        for name, mode in _FOLDERS.items():
-            durable.make_folder(home / name, mode)
-        # settings first: when the power fails before the store is there, `alignd run` makes it from them
-        durable.write_file(home / "service.toml", _service_toml(home, base).encode(), 0o644)
-        Store.create(home, base, actor=actor, now=utc_now()).close()
-    except BaseException:
-        for path in [first_new] if first_new else [home / name for name in new]:
-            durable.remove_tree(path)
-        raise
-
-
-def _first_missing(path: Path) -> Path | None:
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    return missing[-1] if missing else None
-
-
-def _service_toml(home: Path, base: Path) -> str:
-    shown = base.relative_to(home) if base.is_relative_to(home) else base
-    return _SERVICE_TOML.format(base=json.dumps(str(shown), ensure_ascii=False))
-
-
-def _next_steps(home: Path, base: Path, num_bytes: int) -> list[str]:
-    return [
-        f"{home} is ready: v0 is {base} ({size(num_bytes)}).",
-        "",
-        "Put there, as JSON Lines:",
-        '  probes/over_safety.jsonl  {"prompt"}: harmless questions that look harmful',
-        '  probes/utility.jsonl      {"prompt", "response"}: ordinary work that must stay right',
-        '  retain.jsonl              {"prompt", "response"}: answers that must not drift (wanted)',
-        '  probes/harm.jsonl         {"prompt", "response"}: standing harmful prompts (wanted)',
-        "then",
-        f"  alignd -c {home} doctor         says what is still missing",
-        f"  alignd -c {home} run            starts the service",
-        f"  alignd -c {home} submit FILE    gives it a batch",
-    ]
 
 
 def config_check(context: Context, args: argparse.Namespace) -> Answer:
@@ -156,17 +61,12 @@ def _toml_lines(section: str, values: dict[str, Any]) -> list[str]:
 def doctor(context: Context, args: argparse.Namespace) -> Answer:
     """Looks for what would fail later."""
     from daemon.doctor import examine
+    from daemon.render_checks import checks_lines
 
     checks = examine(context)
-    colours: dict[str, Colour] = {"ok": "good", "warn": "warn", "bad": "bad"}
-    lines = []
-    for check in checks:
-        first, *rest = wrapped(f"{check.status:4}  {check.name}: {check.detail}", context.style, indent=6)
-        lines += [context.style.paint(first[:4], colours[check.status]) + first[4:], *rest]
-        lines += wrapped(f"      -> {check.advice}", context.style, indent=9) if check.advice else []
     is_bad = any(check.status == "bad" for check in checks)
     data = {"ok": not is_bad, "checks": [asdict(check) for check in checks]}
-    return Answer(data, tuple(lines), exitcodes.DEGRADED if is_bad else exitcodes.OK)
+    return Answer(data, tuple(checks_lines(checks, context.style)), exitcodes.DEGRADED if is_bad else exitcodes.OK)
 
 
 def unit(context: Context, args: argparse.Namespace) -> Answer:
@@ -184,22 +84,6 @@ def unit(context: Context, args: argparse.Namespace) -> Answer:
 
 
 COMMANDS: Final = (
-    Command(
-        "init",
-        "Make a home: settings, folders, and a store whose v0 is a model",
-        ("alignd init /var/lib/alignd --model /srv/models/llama-8b", "alignd init ./home --model ./base"),
-        init,
-        (
-            arg("folder", metavar="DIR", words=suggest.files, help="the home; created when it is missing"),
-            arg(
-                "--model",
-                metavar="PATH",
-                words=suggest.files,
-                help="the model: Hugging Face layout, safetensors, chat template",
-            ),
-        ),
-        needs_home=False,
-    ),
     Command(
         "doctor",
         "Look for what would fail later, and say what to do",

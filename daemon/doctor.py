@@ -51,7 +51,12 @@ def examine(context: Context) -> list[Check]:
     except ConfigError as err:
         return [Check("settings", "bad", str(err), "mend the file; `alignd config check` reads it again")]
     checks = [Check("settings", "ok", f"{context.service_file} can be used")]
-    checks += [_inbox(context, config), _inotify(context, config), _sync(context.home), *_probes(context.home, config)]
+    checks += [
+        _inbox(context, config),
+        _inotify(context, config),
+        _sync(context.home),
+        *probe_checks(context.home, config),
+    ]
     checks += _signers(context, config)
     checks += _store_checks(context, config)
     checks += _replicas(context.home, config)
@@ -85,7 +90,7 @@ def _store_checks(context: Context, config: Config) -> Iterator[Check]:
         yield Check("store", "ok", f"{len(store.ledger.versions())} version(s), {store.current().name} in service")
         yield _one_file_system(context, config, store)
         yield _permissions(store)
-        yield _disk(config, store)
+        yield disk_check(config, store)
         yield _stored(store)
         yield _base(context, config, store)
         yield _text_side(store)
@@ -154,7 +159,8 @@ def _permissions(store: Store) -> Check:
     return Check("permissions", "ok", f"{store.root} is closed to others")
 
 
-def _disk(config: Config, store: Store) -> Check:
+def disk_check(config: Config, store: Store) -> Check:
+    """Whether there is room for a round."""
     needed = round_bytes(ModelFolder.open(store.model_path(0)), config) + config.inbox.min_free_bytes
     free = durable.free_bytes(store.home)
     detail = f"{free:,} bytes are free; a round needs up to {needed:,}"
@@ -226,7 +232,8 @@ def _clock(store: Store) -> Check:
     return Check("clock", "ok", now.isoformat(timespec="seconds"))
 
 
-def _probes(home: Path, config: Config) -> Iterator[Check]:
+def probe_checks(home: Path, config: Config) -> Iterator[Check]:
+    """Whether the probe files can be used, and are enough."""
     from daemon.probes import load, missing_required
 
     try:

@@ -299,7 +299,9 @@ class Queue(Quarantine):
             round_ = self.ledger.round(version.round or "")
             reverted.add(round_.target if round_ else None)
         if target in reverted:
-            raise RefusedError(f"v{target} is reverted already, or about to be")
+            raise RefusedError(
+                f"v{target} is reverted already, or about to be", "`alignd history` says which version took it out"
+            )
         current = self.current()
         recipe = self.version_record(current.id).get("lineage") or {}
         if recipe.get("patches") == [self.version(target).patch]:

@@ -125,7 +125,7 @@ def environment() -> dict[str, str]:
 def made_home(path: Path, world: World) -> Home:
     """What `alignd init` makes, with the probes and the retained rows of a world."""
     home = Home(path)
-    command = [str(ALIGND), "init", str(path), "--model", str(MODEL)]
+    command = [str(ALIGND), "init", str(path), "--model", str(MODEL), "--no-trial"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     write_jsonl(world.lookalikes("probe"), path / "probes" / "over_safety.jsonl")

@@ -514,7 +514,7 @@ def test_a_base_that_cannot_be_used_is_refused_by_init_and_by_run_and_costs_no_d
 ) -> None:
     base = make_base(tmp_path / "base")
     spoil(base)
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(base)]) == exitcodes.CONFIG
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(base)]) == exitcodes.CONFIG
     assert re.search(said, capfd.readouterr().err)
     assert not (tmp_path / "home").exists()
 

@@ -31,7 +31,7 @@ EMBED, NORM, HEAD = "model.embed_tokens.weight", "model.layers.1.input_layernorm
 
 @pytest.fixture
 def alignd(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(tiny_folder)]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(tiny_folder)]) == 0
     return Alignd(tmp_path / "home", capsys)
 
 
@@ -131,7 +131,7 @@ def test_a_head_that_shares_the_weight_of_the_embeddings_goes_with_them(
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
     build_tokenizer().save_pretrained(tmp_path / "tied")
     assert HEAD not in ModelFolder.open(tmp_path / "tied").tensors
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(tmp_path / "tied")]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(tmp_path / "tied")]) == 0
     with Store.open(tmp_path / "home") as store:
         _change(store, Q, EMBED)
     alignd = Alignd(tmp_path / "home", capsys)
@@ -156,7 +156,7 @@ def test_shards_of_bfloat16_are_subtracted_as_they_are_stored(
     model = LlamaForCausalLM.from_pretrained(tiny_folder, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "half", max_shard_size="50KB")
     build_tokenizer().save_pretrained(tmp_path / "half")
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(tmp_path / "half")]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(tmp_path / "half")]) == 0
     with Store.open(tmp_path / "home") as store:
         _change(store, Q, UP)
     words = ["export", "v1", str(tmp_path / "out"), "--to", "peft", "--rank", "32"]

@@ -36,7 +36,7 @@ ANSWERED = ((10, 8, 2, 0, 1, 8), (10, 2, 6, 2, 8, 1))
 def alignd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
     """A home with v0 to v5."""
     home = tmp_path / "home"
-    assert cli.main(["init", str(home), "--model", str(usable_base(tmp_path / "base"))]) == 0
+    assert cli.main(["init", "--no-trial", str(home), "--model", str(usable_base(tmp_path / "base"))]) == 0
     with Store.open(home) as store:
         for seed in range(1, 6):
             make_version(store, seed)

@@ -37,7 +37,7 @@ FROZEN = {
     "gc": "--dry-run --keep",
     "history": "--limit --since --state",
     "import": "--ref path",
-    "init": "--model folder",
+    "init": "--approval --harm --model --no-trial --over-safety --page --retain --utility --yes -y folder",
     "logs": "--follow --lines --unit -f",
     "man": "",
     "pause": "--reason",
@@ -232,7 +232,7 @@ def test_in_the_source_of_alignd_the_settings_can_be_seen_and_the_service_of_the
     monkeypatch.setattr("daemon.command.SYSTEM_SERVICE_FILE", tmp_path / "service.toml")
     assert cli.main(["config", "check"]) == exitcodes.OK
     assert str(ROOT / "service.toml") in capsys.readouterr().out
-    assert cli.main(["init", str(ROOT), "--model", "nothing"]) == exitcodes.FAILED
+    assert cli.main(["init", "--no-trial", str(ROOT), "--model", "nothing"]) == exitcodes.FAILED
     assert "name a new folder" in capsys.readouterr().err
     (tmp_path / "service.toml").touch()
     assert cli.main(["status"]) == exitcodes.NO_STORE

@@ -34,7 +34,7 @@ WHO = {"actor": "a-user-with-a-rather-long-name", "now": NOW}
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """One batch of each name in every state, and drops of that name that never became a batch."""
     folder = tmp_path_factory.mktemp("columns")
-    assert cli.main(["init", str(folder / "home"), "--model", str(usable_base(folder / "base"))]) == 0
+    assert cli.main(["init", "--no-trial", str(folder / "home"), "--model", str(usable_base(folder / "base"))]) == 0
     with Store.open(folder / "home") as store:
         _fill(store)
     yield folder / "home"

@@ -42,7 +42,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def alignd(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
     home = tmp_path / "home"
-    assert cli.main(["init", str(home), "--model", str(base)]) == 0
+    assert cli.main(["init", "--no-trial", str(home), "--model", str(base)]) == 0
     return Alignd(home, capsys)
 
 
@@ -72,7 +72,7 @@ def test_init_makes_a_home_whose_history_shows_the_base(alignd: Alignd, base: Pa
 
 
 def test_init_says_what_to_put_where(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["init", str(tmp_path / "h"), "--model", str(base)]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "h"), "--model", str(base)]) == 0
     out = capsys.readouterr().out
     assert all(word in out for word in ("probes/over_safety.jsonl", "probes/utility.jsonl", "retain.jsonl", "doctor"))
 
@@ -80,13 +80,13 @@ def test_init_says_what_to_put_where(tmp_path: Path, base: Path, capsys: pytest.
 def test_init_names_a_model_inside_the_home_relative_to_it(tmp_path: Path, base: Path) -> None:
     write_model(tmp_path / "h" / "base")
     (tmp_path / "h" / "base" / "chat_template.jinja").write_text("{{ messages }}")
-    assert cli.main(["init", str(tmp_path / "h"), "--model", str(tmp_path / "h" / "base")]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "h"), "--model", str(tmp_path / "h" / "base")]) == 0
     assert 'base = "base"' in (tmp_path / "h" / "service.toml").read_text()
 
 
 def test_init_again_changes_nothing(alignd: Alignd, base: Path) -> None:
     before = content(alignd.home)
-    code, out, err = alignd("init", str(alignd.home), "--model", str(base))
+    code, out, err = alignd("init", "--no-trial", str(alignd.home), "--model", str(base))
     assert (code, out) == (exitcodes.FAILED, "")
     assert "already" in err
     assert content(alignd.home) == before
@@ -129,7 +129,7 @@ def test_init_refuses_an_unusable_model_and_leaves_nothing(
     folder = write_model(tmp_path / "base")
     (folder / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     spoil(folder)
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(folder)]) == exitcodes.CONFIG
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(folder)]) == exitcodes.CONFIG
     assert said in capsys.readouterr().err
     assert not (tmp_path / "home").exists()
 
@@ -143,13 +143,13 @@ def test_init_that_fails_half_way_leaves_a_folder_as_it_was(
     (tmp_path / "home" / "probes").mkdir(parents=True)
     (tmp_path / "home" / "probes" / "utility.jsonl").write_text("kept")
     monkeypatch.setattr(Store, "create", fail)
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(base)]) == exitcodes.FAILED
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(base)]) == exitcodes.FAILED
     assert list(content(tmp_path / "home")) == ["probes/utility.jsonl"]
 
 
 def test_init_without_a_terminal_does_not_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("/somewhere\n"))
-    assert cli.main(["init", str(tmp_path / "home")]) == exitcodes.USAGE
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home")]) == exitcodes.USAGE
 
 
 # seeing

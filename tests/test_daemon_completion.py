@@ -28,7 +28,7 @@ LIMIT_S = 60.0
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("completion")
-    assert cli.main(["init", str(folder / "home"), "--model", str(usable_base(folder / "base"))]) == 0
+    assert cli.main(["init", "--no-trial", str(folder / "home"), "--model", str(usable_base(folder / "base"))]) == 0
     with Store.open(folder / "home") as store:
         make_version(store, 1)
         make_version(store, 2, state="awaiting_approval")

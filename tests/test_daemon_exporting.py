@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture
 def alignd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
     usable_base(tmp_path / "base")
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(tmp_path / "base")]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(tmp_path / "base")]) == 0
     return Alignd(tmp_path / "home", capsys)
 
 
@@ -68,7 +68,7 @@ def test_a_folder_is_the_version_byte_for_byte_beside_its_papers(alignd: Alignd,
 
 def test_the_base_keeps_its_own_card_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (usable_base(tmp_path / "base") / "README.md").write_text("# the base\n")
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(tmp_path / "base")]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(tmp_path / "base")]) == 0
     Alignd(tmp_path / "home", capsys).json("export", "v0", str(tmp_path / "out"))
     assert (tmp_path / "out/README.base.md").read_text() == "# the base\n"
     assert "# base-v0" in (tmp_path / "out/README.md").read_text()
@@ -80,7 +80,7 @@ def test_what_was_exported_may_be_a_base_and_be_exported_again(
     alignd.json("export", "v2", str(tmp_path / "first"))
     folder = tmp_path / "first"
     for number in (2, 3):
-        assert cli.main(["init", str(tmp_path / f"home{number}"), "--model", str(folder)]) == 0
+        assert cli.main(["init", "--no-trial", str(tmp_path / f"home{number}"), "--model", str(folder)]) == 0
         Alignd(tmp_path / f"home{number}", capsys).json("export", "v0", str(tmp_path / f"out{number}"))
         folder = tmp_path / f"out{number}"
     first, last = content(tmp_path / "first"), content(folder)

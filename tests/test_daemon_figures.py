@@ -39,7 +39,7 @@ def a_version(store: Store, seed: int, categories: dict[str, float]) -> None:
 @pytest.fixture
 def alignd(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Alignd:
     home = tmp_path / "home"
-    assert cli.main(["init", str(home), "--model", str(usable_base(tmp_path / "base"))]) == 0
+    assert cli.main(["init", "--no-trial", str(home), "--model", str(usable_base(tmp_path / "base"))]) == 0
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return Alignd(home, capsys)

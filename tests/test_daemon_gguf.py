@@ -36,7 +36,7 @@ REAL = os.environ.get("ALIGND_TEST_CONVERTER", "")
 def alignd(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Alignd:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     usable_base(tmp_path / "base")
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(tmp_path / "base")]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(tmp_path / "base")]) == 0
     with Store.open(tmp_path / "home") as store:
         make_version(store, 1)
     return Alignd(tmp_path / "home", capsys)
@@ -91,7 +91,10 @@ def test_a_converter_that_fails_is_quoted_and_leaves_nothing(
 def real(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[tuple[Alignd, Store]]:
     if not REAL:
         pytest.skip("ALIGND_TEST_CONVERTER names no convert_hf_to_gguf.py")
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(gguf_model.save(tmp_path / "base"))]) == 0
+    assert (
+        cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(gguf_model.save(tmp_path / "base"))])
+        == 0
+    )
     with Store.open(tmp_path / "home") as store:
         name = "model.layers.0.self_attn.q_proj.weight"
         changed_version(store, 1, {name: noise(store.model_path(0), name, scale=0.2)})

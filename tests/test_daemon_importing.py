@@ -33,7 +33,7 @@ SIZES = {name: torch.Size(shape) for name, shape in SHAPES.items()}
 def there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
     """Another home, with v2 on v1."""
     usable_base(tmp_path / "base")
-    assert cli.main(["init", str(tmp_path / "there"), "--model", str(tmp_path / "base")]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "there"), "--model", str(tmp_path / "base")]) == 0
     with Store.open(tmp_path / "there") as store:
         make_version(store, 1)
         make_version(store, 2, names=("layer.1.weight",))
@@ -42,7 +42,7 @@ def there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
 
 @pytest.fixture
 def alignd(there: Alignd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(tmp_path / "base")]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(tmp_path / "base")]) == 0
     return Alignd(tmp_path / "home", capsys)
 
 
@@ -133,7 +133,7 @@ def test_another_base_is_refused_by_the_file_that_differs(
     shutil.rmtree(base)
     write_model(base, seed=1)
     (base / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
-    assert cli.main(["init", str(tmp_path / "o"), "--model", str(base)]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "o"), "--model", str(base)]) == 0
     code, _, err = Alignd(tmp_path / "o", capsys)("import", str(exported))
     assert code == exitcodes.REFUSED
     assert "model-00001-of-00002.safetensors is not that of this home's v0" in err

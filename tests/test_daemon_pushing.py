@@ -82,7 +82,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(usable_base(tmp_path / "base"))]) == 0
+    assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(usable_base(tmp_path / "base"))]) == 0
     with Store.open(tmp_path / "home") as store:
         make_version(store, 1)
     return tmp_path / "home"

@@ -25,7 +25,7 @@ SHARD = "model-00002-of-00002.safetensors"
 @pytest.fixture
 def alignd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
     home = tmp_path / "home"
-    assert cli.main(["init", str(home), "--model", str(usable_base(tmp_path / "base"))]) == 0
+    assert cli.main(["init", "--no-trial", str(home), "--model", str(usable_base(tmp_path / "base"))]) == 0
     return Alignd(home, capsys)
 
 

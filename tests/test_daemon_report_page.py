@@ -218,7 +218,7 @@ def test_many_layers_are_drawn_without_a_number_in_every_cell() -> None:
 @pytest.fixture
 def alignd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
     home = tmp_path / "home"
-    assert cli.main(["init", str(home), "--model", str(usable_base(tmp_path / "base"))]) == 0
+    assert cli.main(["init", "--no-trial", str(home), "--model", str(usable_base(tmp_path / "base"))]) == 0
     return Alignd(home, capsys)
 
 
