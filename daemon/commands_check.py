@@ -15,7 +15,7 @@ from daemon.command import SELECTORS, Answer, Command, Context, arg
 from daemon.terminal import Style, printable, wrapped
 
 if TYPE_CHECKING:
-    from state.verify import Finding
+    from state.verified import Finding
 
 
 def verify(context: Context, args: argparse.Namespace) -> Answer:

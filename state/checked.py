@@ -11,7 +11,8 @@ from typing import Final
 from state import durable, verified
 from state.layout import CHECKED_FILE
 from state.store import Store
-from state.verify import ALWAYS, Finding, parts, verify
+from state.verified import Finding
+from state.verify import ALWAYS, parts, verify
 
 MAX_AGE_S: Final = 7 * 24 * 3600.0
 """What was found whole longer ago is looked at again."""

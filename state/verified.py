@@ -11,9 +11,18 @@ from pathlib import Path
 
 from state import durable
 from state.layout import VERIFIED_FILE
-from state.verify import Finding
 
 MAX_KEPT = 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong."""
+
+    path: Path
+    what: str
+    remedy: str = ""
+    """How it is mended."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,12 @@ from state.remedy import remedy
 from state.rows import BatchRow, VersionRow
 from state.store import Store
 from state.tensors import ModelFolder
+from state.verified import Finding
 
 ALWAYS = ("ledger", "signatures", "audit", "current")
 """Parts that change all the time, and are small: looked at in every check."""
 NEEDED_STATES = ("queued", "running", "quarantined")
 """Of batches whose files must be there also when no version was made with them."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that is wrong."""
-
-    path: Path
-    what: str
-    remedy: str = ""
-    """How it is mended."""
 
 
 def verify(
