@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from daemon.checks import Check
 from daemon.child import worker_env
-from daemon.doctor import Check
 
 LIMIT_S: Final = 1800
 """A large model on a slow disk takes its time."""

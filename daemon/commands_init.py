@@ -6,15 +6,13 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from daemon import exitcodes, suggest
+from daemon.checks import Check, checks_lines
 from daemon.command import Answer, Command, CommandError, Context, arg, is_source, utc_now
 from daemon.newhome import ROWS, Wishes, make_home, nearest_folder
 from daemon.terminal import Style, fields, size
-
-if TYPE_CHECKING:
-    from daemon.doctor import Check
 
 T = TypeVar("T")
 
@@ -51,8 +49,6 @@ def init(context: Context, args: argparse.Namespace) -> Answer:
         "version": "v0",
         "checks": [asdict(check) for check in checks],
     }
-    from daemon.render_checks import checks_lines
-
     ready = f"{home} is ready: v0 is {wishes.base} ({size(num_bytes)})."
     return Answer(data, (ready, *checks_lines(checks, context.style), "", *_next_steps(home, context.style)))
 
@@ -122,7 +118,6 @@ def _free_place(text: str) -> Path:
 def _usable_base(text: str, *, with_trial: bool) -> tuple[Path, list[Check]]:
     """The model's folder, with what was looked at in it."""
     from daemon.basemodel import check_base
-    from daemon.doctor import Check
 
     path = Path(text).expanduser().absolute()
     num_entries = sum(tensor.num_entries for tensor in check_base(path).tensors.values())

@@ -96,8 +96,9 @@ def _targets(charts: Sequence[Chart], out: str | None, form: Form) -> Mapping[st
 def _check_free(paths: Iterable[Path], *, force: bool) -> None:
     """All of them, before the first is written."""
     taken = [path for path in paths if os.path.lexists(path)]
-    if any(path.is_dir() for path in taken):
-        raise CommandError(exitcodes.FAILED, f"{taken[0]} is a folder", "name another place with --out")
+    folders = [path for path in taken if path.is_dir()]
+    if folders:
+        raise CommandError(exitcodes.FAILED, f"{folders[0]} is a folder", "name another place with --out")
     if taken and not force:
         hint = "--force overwrites, --out names another place"
         raise CommandError(exitcodes.FAILED, f"{', '.join(map(str, taken))}: there already", hint)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, suggest
+from daemon.checks import checks_lines
 from daemon.command import Answer, Command, CommandError, Context, arg, is_source
 
 if TYPE_CHECKING:
@@ -61,7 +62,6 @@ def _toml_lines(section: str, values: dict[str, Any]) -> list[str]:
 def doctor(context: Context, args: argparse.Namespace) -> Answer:
     """Looks for what would fail later."""
     from daemon.doctor import examine
-    from daemon.render_checks import checks_lines
 
     checks = examine(context)
     is_bad = any(check.status == "bad" for check in checks)

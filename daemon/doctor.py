@@ -7,12 +7,12 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from daemon.basemodel import check_text_side
+from daemon.checks import Check
 from daemon.command import Context
 from daemon.config import Config, ConfigError
 from state import durable
@@ -25,23 +25,11 @@ if TYPE_CHECKING:
     from daemon.probes import ProbeFiles
     from state.store import Store
 
-Status = Literal["ok", "warn", "bad"]
-
 MIN_WATCHES: Final = 8192
 TORCH_LIMIT_S: Final = 180
 _FLOAT32_BYTES: Final = 4
 _TORCH_PROBE: Final = "import torch, transformers, sys; sys.exit(3 if {cuda} and not torch.cuda.is_available() else 0)"
 _INOTIFY_LIMIT: Final = Path("/proc/sys/fs/inotify/max_user_watches")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at."""
-
-    name: str
-    status: Status
-    detail: str
-    advice: str = ""
 
 
 def examine(context: Context) -> list[Check]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -277,6 +278,26 @@ def test_each_class_of_error_has_its_code(
     monkeypatch.setattr(cli, "COMMANDS", (raising(err),))
     assert cli.main(["status"]) == code
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("err", "hint"),
+    [
+        (errors.StoreCorruptError("x"), "`alignd verify --deep` names what is damaged, and how it is mended"),
+        (errors.StoreCorruptError("x", "mend it so"), "mend it so"),
+        (errors.ModelFormatError("x"), "copy the model again"),
+        (sqlite3.DatabaseError("x"), "restored from a backup"),
+        (OSError(5, "Input/output error", "/x"), "`dmesg`"),
+        (FileNotFoundError(2, "No such file or directory", "/x"), "name one that is there"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_error_without_a_hint_of_its_own_says_what_can_be_done_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], err: BaseException, hint: str
+) -> None:
+    monkeypatch.setattr(cli, "COMMANDS", (raising(err),))
+    cli.main(["status"])
+    assert hint in capsys.readouterr().err
 
 
 def test_a_wrong_setting_is_78_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

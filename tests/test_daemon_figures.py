@@ -107,6 +107,13 @@ def test_nothing_is_overwritten_and_nothing_written_where_one_is_there(alignd: A
     assert Path("harm.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_folder_in_the_place_of_a_chart_is_told_also_with_force(alignd: Alignd, two: Store) -> None:
+    Path("harm.png").mkdir()
+    code, _, err = alignd("plot", "--force")
+    assert code == exitcodes.FAILED and "harm.png is a folder" in err
+    assert [path.name for path in Path().iterdir()] == ["harm.png"]
+
+
 def test_a_chart_is_there_whole_or_not_at_all(alignd: Alignd, two: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from daemon import basetrial, cli, commands_init, exitcodes
+from daemon.checks import Check
 from daemon.config import load
-from daemon.doctor import Check
 from state import durable
 from tests.command_world import usable_base
 from tests.state_world import content
@@ -150,9 +150,9 @@ def test_what_is_given_is_not_asked_for_and_yes_asks_nothing(
     assert not any(question in asked.getvalue() for question in commands_init._QUESTIONS.values())
     assert load(tmp_path / "a" / "service.toml").publish.approval
     assert cli.main(["init", str(tmp_path / "b"), "--model", str(base), "--yes"]) == 0
-    assert not any(question in asked.getvalue() for question in commands_init._QUESTIONS.values())
     assert cli.main(["init", "--yes"]) == exitcodes.USAGE
     assert cli.main(["--json", "init"]) == exitcodes.USAGE
+    assert not any(question in asked.getvalue() for question in commands_init._QUESTIONS.values())
 
 
 @pytest.mark.parametrize("words", [[], ["HOME"], ["--model", "BASE"]])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon import cli, exitcodes
-from daemon.doctor import Check
+from daemon.checks import Check
 from daemon.exporting import checked_model
 from daemon.groundwork import sound_models
 from state import durable, verified

@@ -111,6 +111,13 @@ def test_a_running_round_with_a_long_name_is_told_in_one_line() -> None:
     assert any("nn…" in line and "over_safety" in line and "loss 12.345" in line for line in lines)
 
 
+def test_long_names_in_the_queue_leave_it_short() -> None:
+    waiting = [replace(BATCH, sha256=f"{at}" * 64, name="n" * 150) for at in range(5)]
+    lines = render.status_lines(views.status_view(standing(queued=waiting)), Style())
+    (at,) = [place for place, line in enumerate(lines) if line.startswith("queue")]
+    assert "5: nnn" in lines[at] and "and 2 more" in lines[at] + lines[at + 1]
+
+
 def test_progress_of_another_round_is_not_shown() -> None:
     told = {"round": "r000002", "step": "derive", "fraction": 0.5, "eta_s": 10, "loss": 1.0, "steps_done": ["parse"]}
     now = views.status_view(standing(running=ROUND, progress=told))["round"]

@@ -1,16 +1,26 @@
-"""What was looked at before it can fail, as lines for people. Pure: checks and a style in, lines out."""
+"""One thing that was looked at before it can fail, and how people see it. Pure: checks and a style in, lines out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from daemon.terminal import Colour, Style, printable, wrapped
 
-if TYPE_CHECKING:
-    from daemon.doctor import Check
+Status = Literal["ok", "warn", "bad"]
 
-_COLOURS: Final[dict[str, Colour]] = {"ok": "good", "warn": "warn", "bad": "bad"}
+_COLOURS: Final[dict[Status, Colour]] = {"ok": "good", "warn": "warn", "bad": "bad"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    status: Status
+    detail: str
+    advice: str = ""
 
 
 def checks_lines(checks: Iterable[Check], style: Style) -> Iterator[str]:
