@@ -228,7 +228,8 @@ def build_parser() -> Parser:
 def _epilog() -> str:
     return (
         f"exit codes:\n{exitcodes.describe()}\n\n"
-        "`alignd COMMAND --help` shows a command's options and examples. Data goes to stdout, talk to stderr."
+        "`alignd COMMAND --help` shows a command's options and examples.\n"
+        "Data goes to stdout, talk to stderr."
     )
 
 

@@ -116,7 +116,7 @@ COMMANDS: Final = (
             "alignd export current /srv/models/aligned",
             "alignd export v3 ./v3 --to overlay",
             "alignd export v3 ./adapter --to peft --rank 64 --max-error 0.1",
-            "alignd export v3 ./gguf --to gguf --converter ~/llama.cpp/convert_hf_to_gguf.py",
+            "alignd export v3 ./gguf --to gguf --converter ./convert_hf_to_gguf.py",
         ),
         export,
         (

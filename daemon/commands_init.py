@@ -213,7 +213,7 @@ COMMANDS: Final = (
         (
             "alignd init",
             "alignd init /var/lib/alignd --model /srv/models/llama-8b",
-            "alignd init ./home --model ./base --over-safety a.jsonl --utility b.jsonl --approval",
+            "alignd init ./home --model ./base --over-safety a.jsonl --utility b.jsonl",
         ),
         init,
         (

@@ -146,8 +146,9 @@ COMMANDS: Final = (
             ),
             arg(
                 "--state",
+                metavar="STATE",
                 choices=get_args(VersionState),
-                help="only versions in this state",
+                help=f"only versions in this state: {', '.join(get_args(VersionState))}",
             ),
         ),
         aliases=("log",),
@@ -161,8 +162,9 @@ COMMANDS: Final = (
             _LIMIT,
             arg(
                 "--state",
+                metavar="STATE",
                 choices=get_args(BatchState),
-                help="only batches in this state",
+                help=f"only batches in this state: {', '.join(get_args(BatchState))}",
             ),
         ),
     ),

@@ -104,6 +104,13 @@ def test_help_has_purpose_and_examples_that_parse(command: Command, capsys: pyte
         assert cli.build_parser().parse_args(flat[1:]).command is command
 
 
+@pytest.mark.parametrize("words", ["", *(command.name for command in cli.COMMANDS)])
+def test_help_fits_80_columns(words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([*words.split(), "--help"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
 @pytest.mark.parametrize("group", cli.GROUP_PURPOSES)
 def test_the_help_of_a_group_has_the_examples_of_its_commands(group: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([group, "--help"]) == 0
