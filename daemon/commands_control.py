@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, suggest
@@ -22,7 +24,8 @@ def rollback(context: Context, args: argparse.Namespace) -> Answer:
     """Makes an earlier version current and holds there; needs neither the service nor service.toml."""
     with context.store() as store:
         before = store.current()
-        after = store.rollback(args.ref, reason=args.reason, actor=context.actor, now=utc_now())
+        check = _reader(store) if args.check else lambda target: None
+        after = store.rollback(args.ref, reason=args.reason, actor=context.actor, now=utc_now(), check=check)
         blocked = [row.name for row in _left_behind(store, before, after)]
         replicas, notes = _tell_replicas(context, store, before, after)
     data = {
@@ -43,6 +46,12 @@ def rollback(context: Context, args: argparse.Namespace) -> Answer:
         ),
         notes=notes,
     )
+
+
+def _reader(store: Store) -> Callable[[VersionRow], None]:
+    from state.verify import check_version  # brings numpy
+
+    return partial(check_version, store)
 
 
 def _tell_replicas(
@@ -179,7 +188,11 @@ COMMANDS: Final = (
     Command(
         "rollback",
         "Go back to an earlier version and hold there",
-        ("alignd rollback", 'alignd rollback v3 --reason "answers about medicine got worse"'),
+        (
+            "alignd rollback",
+            "alignd rollback --check",
+            'alignd rollback v3 --reason "answers about medicine got worse"',
+        ),
         rollback,
         (
             arg(
@@ -189,6 +202,11 @@ COMMANDS: Final = (
                 words=suggest.versions,
                 help="where to go (default: previous, the version that was last in service before this one and is not blocked; "
                 f"after a promote that may be a later one): {SELECTORS}",
+            ),
+            arg(
+                "--check",
+                action="store_true",
+                help="read every file of it first, and stay where something is not what was written; takes as long as that",
             ),
             arg("--reason", default="rolled back by hand", help="why, for the audit and the hold"),
         ),

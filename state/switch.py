@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -55,13 +55,22 @@ class Switch(Quarantine):
                 self._note_batch(row.batch, "rejected", reason)
         return row
 
-    def rollback(self, ref: str | None = None, *, reason: str, actor: str, now: str) -> VersionRow:
+    def rollback(
+        self,
+        ref: str | None = None,
+        *,
+        reason: str,
+        actor: str,
+        now: str,
+        check: Callable[[VersionRow], None] = lambda target: None,
+    ) -> VersionRow:
         """Make an earlier version current, block every version left behind, and hold.
 
         One whose link a fault of the disk kept from moving is finished by a repeat, which goes back no further.
 
         Args:
             ref: where to go; default: the version that was current before.
+            check: looks at the version before anything is changed; what it raises ends the rollback.
         Raises:
             RefusedError: there is nothing to go back to, or the target is blocked or was never in service.
         """
@@ -70,6 +79,7 @@ class Switch(Quarantine):
                 self._follow()
                 return self.current()
             target = self._rollback_target(ref)
+            check(target)
             self._materialize(target.id)
             kept = {row.id for row in self.lineage(target.id)}
             behind = [row for row in self.lineage(self.current().id) if row.id not in kept]

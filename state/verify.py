@@ -52,6 +52,18 @@ def verify(
     return everything
 
 
+def check_version(store: Store, row: VersionRow) -> None:
+    """Reads every file of one version, as `verify` does; its model folder need not be there.
+
+    Raises:
+        StoreCorruptError: something is not what was written; says what, and how it is mended.
+    """
+    found = _version(store, row, deep=False)
+    if found:
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        raise StoreCorruptError(f"{found[0].path}: {found[0].what}{more}", remedy(store, found[0].path))
+
+
 def parts(store: Store) -> list[str]:
     """What there is to check, by name, in order: the ledger, each version, each batch, the audit file, `current`."""
     return list(_checks(store, deep=False))

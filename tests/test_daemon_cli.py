@@ -53,7 +53,7 @@ FROZEN = {
     "resume": "--reason",
     "retry": "batch",
     "revert": "--reason ref",
-    "rollback": "--reason ref",
+    "rollback": "--check --reason ref",
     "run": "--log-format --once",
     "serving": "",
     "serving sync": "--timeout",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ NAMES = [
         "e\u0301" * 60 + "\u202eright-to-left.jsonl",
     )
 ]
-WHO = {"actor": "a-user-with-a-rather-long-name", "now": NOW}
+WHO: Any = {"actor": "a-user-with-a-rather-long-name", "now": NOW}
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from tests.command_world import Alignd, usable_base
 from tests.state_world import NOW, begin, content, drop, hold, make_version, prepare, without_papers, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
-WHO = {"actor": "tester", "now": NOW}
+WHO: Any = {"actor": "tester", "now": NOW}
 
 
 @pytest.fixture(scope="session")

@@ -62,6 +62,19 @@ def advice_of_round(store: Store) -> str:
     return caught.value.hint
 
 
+def test_a_rollback_that_checks_stays_where_the_target_is_damaged_and_goes_when_the_advice_was_followed(
+    alignd: Alignd, store: Store
+) -> None:
+    damage(store.model_path(1) / SHARD)
+    code, _, err = alignd("rollback", "--check")
+    assert code == exitcodes.INTEGRITY and "is not what was written" in err
+    assert f"move {store.model_path(1)} away" in " ".join(err.split())
+    assert store.current().id == 2 and store.held is None and not store.version(2).blocked
+    shutil.rmtree(store.model_path(1))
+    assert alignd.json("rollback", "--check")["after"] == "v1"
+    assert store.is_materialized(1)
+
+
 @pytest.mark.parametrize("version_id", [0, 2])
 def test_verify_export_and_a_round_give_one_advice(alignd: Alignd, store: Store, version_id: int) -> None:
     damage(store.model_path(version_id) / SHARD)
