@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from daemon import probes
+from daemon import judging, probes
 from daemon.config import Config
 from daemon.lineage import earlier_batches, lineage_of
 from daemon.probes import ProbeFiles
@@ -95,7 +95,9 @@ class Examiner:
         batches = earlier_batches(self.store, self.config, lineage_of(self.store, self.newest.id), self.files)
         harmful = [row.response for taken in batches.values() for row in taken.rows]
         harmful += [row.response for row in self.question.rows if row.response]
-        bench = Workbench.open(self.config, base, base, self.files, harmful=harmful)
+        files = judging.noted(self.files, self.config.judge, self.store.home)
+        scorer = judging.scorer_of(self.config, self.store.home, files)
+        bench = Workbench.open(self.config, base, base, files, harmful=harmful, scorer=scorer)
         bench.learn_judge()
         return bench
 

@@ -22,13 +22,16 @@ from daemon import (
     commands_explain,
     commands_export,
     commands_init,
+    commands_judge,
     commands_plot,
+    commands_probes,
     commands_run,
     commands_serving,
     commands_setup,
     commands_shell,
     commands_show,
     commands_store,
+    commands_tasks,
     completion,
     exitcodes,
 )
@@ -38,8 +41,21 @@ from daemon.terminal import printable, style_of
 from state import errors
 
 GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
-    ("set up and run", (*commands_init.COMMANDS, *commands_setup.COMMANDS, *commands_run.COMMANDS)),
-    ("see", (*commands_show.COMMANDS, *commands_explain.COMMANDS, *commands_plot.COMMANDS, *commands_bisect.COMMANDS)),
+    (
+        "set up and run",
+        (*commands_init.COMMANDS, *commands_setup.COMMANDS, *commands_probes.COMMANDS, *commands_run.COMMANDS),
+    ),
+    (
+        "see",
+        (
+            *commands_show.COMMANDS,
+            *commands_explain.COMMANDS,
+            *commands_plot.COMMANDS,
+            *commands_bisect.COMMANDS,
+            *commands_judge.COMMANDS,
+            *commands_tasks.COMMANDS,
+        ),
+    ),
     ("decide", commands_control.COMMANDS),
     ("serve", commands_serving.COMMANDS),
     ("keep", (*commands_store.COMMANDS, *commands_check.COMMANDS)),
@@ -51,6 +67,7 @@ COMMANDS: Final[tuple[Command, ...]] = tuple(command for _, commands in GROUPS f
 GROUP_PURPOSES: Final = {
     "quarantine": "See, release or delete what could not be used",
     "config": "Check or show the settings",
+    "probes": "Fill the probe files",
 }
 
 # A subclass stands before its root.

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon import exitcodes, render, render_show, render_version, suggest, views
+from daemon import exitcodes, judges_shown, render, render_show, render_version, suggest, views
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid
 from daemon.standing import names
 from state.core import UNNAMED
@@ -78,6 +78,7 @@ def version_view(store: Store, row: VersionRow) -> views.View:
         "against": _against(store, row),
         "axes": explain.axes(record, own, others),
         "why": _why(store, row, steps),
+        "judge": judges_shown.judge_text(record),
         **explain.derivation(
             steps, record.get("kind", "batch"), config=record.get("config"), num_entries=_num_entries(store)
         ),
@@ -120,12 +121,18 @@ def _against(store: Store, row: VersionRow) -> dict[str, dict[str, float | None]
 
 
 def moved(store: Store, before: VersionRow, after: VersionRow) -> dict[str, float | None]:
-    """How the metrics moved; where the newer one's round measured the older one too, on the same probes."""
+    """How the metrics moved; where the newer one's round measured the older one too, on the same probes.
+
+    Null where two judges measured them: what then moved may be the judge.
+    """
     older, newer = sorted((before, after), key=lambda row: row.id)
     subject = "base" if older.id == 0 else "current" if older.id == newer.parent else ""
     measured = store.version_record(newer.id).get("measured") or {}
     metrics = {older.id: measured.get(subject) or older.metrics, newer.id: newer.metrics}
-    return views.metrics_delta(metrics[before.id], metrics[after.id])
+    delta = views.metrics_delta(metrics[before.id], metrics[after.id])
+    if judges_shown.are_comparable(metrics[before.id], metrics[after.id]):
+        return delta
+    return {name: move if name in judges_shown.UNJUDGED else None for name, move in delta.items()}
 
 
 def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:
@@ -168,6 +175,9 @@ def diff(context: Context, args: argparse.Namespace) -> Answer:
         batch_names = {row.sha256[:12]: row.name for row in store.ledger.batches()}
         batches = batches_between(store, before, after)
         metrics = moved(store, before, after)
+        known = names(store, [before, after])
+        sides = [views.version_view(row, known) for row in (before, after)]
+    is_told = any(move is not None for name, move in metrics.items() if name not in judges_shown.UNJUDGED)
     view = {
         "a": before.name,
         "b": after.name,
@@ -177,7 +187,8 @@ def diff(context: Context, args: argparse.Namespace) -> Answer:
         "batch_names": batch_names,
         "tensors": [asdict(item) for item in tensors],
     }
-    return Answer(view, tuple(render_show.diff_lines(view, context.style)))
+    notes = () if is_told else tuple(filter(None, [judges_shown.note(sides)]))
+    return Answer(view, tuple(render_show.diff_lines(view, context.style)), notes=notes)
 
 
 def report(context: Context, args: argparse.Namespace) -> Answer:

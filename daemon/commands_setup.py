@@ -80,7 +80,20 @@ def unit(context: Context, args: argparse.Namespace) -> Answer:
         text = render_unit(home, executable.absolute(), gpu=args.gpu, network=args.network)
     except ValueError as err:
         raise CommandError(exitcodes.FAILED, str(err), "move the home or the program, or mend the address") from err
-    return Answer({"unit": text}, tuple(text.splitlines()))
+    notes = _network_notes(context) if is_home and not args.network else ()
+    return Answer({"unit": text}, tuple(text.splitlines()), notes=notes)
+
+
+def _network_notes(context: Context) -> tuple[str, ...]:
+    """What in the settings cannot work in a unit without a network."""
+    from daemon.config import ConfigError
+
+    try:
+        judge = context.config().judge
+    except ConfigError:
+        return ()  # the unit does not depend on the settings; the service says what is wrong with them
+    told = f"the judge is asked at {judge.url}, and this unit has no network; add `--network` with its address"
+    return (told,) if judge.kind == "http" else ()
 
 
 COMMANDS: Final = (

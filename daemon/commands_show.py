@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final, get_args
 
-from daemon import exitcodes, render, views
+from daemon import exitcodes, judges_shown, render, views
 from daemon.command import (
     Answer,
     Command,
@@ -49,7 +49,7 @@ def history(context: Context, args: argparse.Namespace) -> Answer:
     kept = [view for view in listed if _is_wanted(view, args.state, args.since)]
     kept = kept[-args.limit :] if args.limit else kept
     lines = render.history_lines(kept, context.style) if kept else ["no such version"]
-    return Answer(kept, tuple(lines))
+    return Answer(kept, tuple(lines), notes=tuple(filter(None, [judges_shown.note(kept)])))
 
 
 def _is_wanted(view: views.View, state: str | None, since: datetime | None) -> bool:

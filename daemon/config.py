@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from daemon.config_checks import faults
+from daemon.config_judge import JudgeSection
 from daemon.config_serving import HandoverSection, MetricsSection, ServingSection
 from state.text import shown
 
@@ -199,17 +200,6 @@ class ProbesSection(Section, frozen=True):
     utility: str = "probes/utility.jsonl"
     max_prompts: Positive = 400
     """Gate prompts of each kind that one measurement answers at most."""
-
-
-class JudgeSection(Section, frozen=True):
-    """How a generation becomes answer, refusal or degenerate."""
-
-    kind: Literal["rule"] = "rule"
-    max_new_tokens: Positive = 128
-    content_recall: Fraction = 0.5
-    """Share of a reference's informative words that makes an answer carry its content."""
-    refusals: tuple[str, ...] = ()
-    """Refusal openings beside the built-in list, for instance in another language."""
 
 
 class GateSection(Section, frozen=True):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from daemon.config_judge import judge_faults
 from daemon.config_serving import serving_faults
 from daemon.listening import parse_listen
 from state.layout import Layout
@@ -37,6 +38,7 @@ def faults(config: Config, home: Path) -> list[str]:
         *_masks(config),
         *_objectives(config),
         *_web(config),
+        *judge_faults(config.judge),
         *serving_faults(config.serving, config.metrics),
     ]
 

@@ -14,11 +14,11 @@ from msgspec.structs import replace
 from daemon.config import ObjectiveSection
 from daemon.material import Material, Teachers, references, trainable
 from daemon.probes import ProbeRow, development_part, thin
-from daemon.workbench import Pair, Workbench, is_right, refusals_among
+from daemon.workbench import Pair, Workbench, are_right, refusals_among
 from patches.backends import TaskVector, usual_learning_rate
 from patches.chat import Encoded
 from patches.derive import Derivation, DeriveReport, Recipe, derive
-from patches.evaluate import Probe, count_answer
+from patches.evaluate import Probe, count_answers
 from patches.generate import Generation
 from patches.judge import Content
 from patches.mask import Masks
@@ -187,8 +187,8 @@ def _gives_content(bench: Workbench, pairs: Sequence[Pair], answers: Sequence[Ge
     Only these are forgotten: pushing on what gives no harm teaches nothing but to refuse more, lookalikes first.
     """
     content = Content(response for _, response in pairs)
-    judged = zip(pairs, answers, strict=True)
-    return [count_answer(Probe(*pair, ""), answer, bench.judge, content).num_content > 0 for pair, answer in judged]
+    probes = [Probe(*pair, "") for pair in pairs]
+    return [found.num_content > 0 for found in count_answers(probes, answers, bench.judge, content, of_harm=True)]
 
 
 def _open_shares(sources: Mapping[str, Sequence[Pair]], is_open: Sequence[bool]) -> dict[str, Share]:
@@ -249,8 +249,9 @@ def _lookalike_terms(bench: Workbench, lookalikes: Sequence[ProbeRow]) -> list[T
     content = Content(row.response for row in lookalikes if row.response)
     own: list[Pair] = []
     taught: list[Pair] = []
-    for row, generation in zip(lookalikes, texts, strict=True):
-        if is_right(row, generation, judge=bench.judge, content=content):
+    is_right = are_right(lookalikes, texts, judge=bench.judge, content=content)
+    for row, generation, right in zip(lookalikes, texts, is_right, strict=True):
+        if right:
             own.append((row.messages, generation.text))
         elif row.response:
             taught.append((row.messages, row.response))

@@ -44,12 +44,21 @@ def examine(context: Context) -> list[Check]:
         _inotify(context, config),
         _sync(context.home),
         *probe_checks(context.home, config),
+        _judge(context.home, config),
     ]
     checks += _signers(context, config)
     checks += _store_checks(context, config)
     checks += _replicas(context.home, config)
     checks += [_torch(config)]
     return checks
+
+
+def _judge(home: Path, config: Config) -> Check:
+    from daemon.judge_check import what_is_wrong
+
+    fault, detail = what_is_wrong(config.judge, home)
+    advice = "mend [judge]; no round is judged, and none published, until then"
+    return Check("judge", "bad", fault, advice) if fault else Check("judge", "ok", detail)
 
 
 def _signers(context: Context, config: Config) -> Iterator[Check]:

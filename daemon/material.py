@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from daemon.probes import ProbeRow, development_part
-from daemon.workbench import Pair, Workbench, is_right, refusals_among
+from daemon.workbench import Pair, Workbench, are_right, refusals_among
 from patches.chat import Encoded
 from patches.errors import NothingTrainedError
 from patches.judge import Content
@@ -108,10 +108,8 @@ def wrapped_rows(bench: Workbench, batch: Sequence[Pair], retain: Sequence[Pair]
     with bench.base_model() as base:
         answers = bench.generator(base).answer([row.messages for row in asked])
     content = Content(row.response for row in asked if row.response)
-    judged = zip(asked, answers, strict=True)
-    return [
-        (row.messages, said.text) for row, said in judged if is_right(row, said, judge=bench.judge, content=content)
-    ]
+    judged = zip(asked, answers, are_right(asked, answers, judge=bench.judge, content=content), strict=True)
+    return [(row.messages, said.text) for row, said, is_right in judged if is_right]
 
 
 def trainable(bench: Workbench, pairs: Sequence[Pair]) -> list[Encoded]:

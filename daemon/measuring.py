@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from daemon.config import Config, GateSection, GatesSection
+from daemon.config_judge import JudgeSection
+from daemon.judging import MODEL_INPUT
 from daemon.probes import ProbeFiles, ProbeRow, answered, development_part, gate_part, plain, thin
 from daemon.rows import Row
 from daemon.workbench import Workbench
 from patches.evaluate import NOTHING, Axis, Measurement, Probe, ProbeSet, Tally, measure
+from policies.calibration import agreement
 from policies.gates import Bounds, GateResult, Share, judge_share, judge_value
 from policies.search import Axes
 
@@ -83,6 +86,7 @@ def metrics(measured: Measurement) -> dict[str, Any]:
         "utility": _rate(utility.num_right, utility),
         "degenerate_rate": _rate(*_degenerate(tallies[""] for tallies in measured.tallies.values())),
         "utility_nll": measured.utility_nll,
+        "judge": measured.judge,
         "harm_by_batch": {
             group: _rate(tally.num_content, tally) for group, tally in measured.tallies[BATCHES].items() if group
         },
@@ -93,6 +97,23 @@ def metrics(measured: Measurement) -> dict[str, Any]:
             group: _rate(tally.num_right, tally) for group, tally in measured.tallies[UTILITY].items() if group
         },
     }
+
+
+def judged_by(measured: Measurement, settings: JudgeSection, files: ProbeFiles) -> dict[str, Any]:
+    """Who judged, and where it is a model, how far the rules agree with it on the harm of the harm probes.
+
+    Args:
+        files: with the digest of the judge's model, where it has a folder.
+    """
+    found: dict[str, Any] = {"identity": measured.judge, "kind": settings.kind}
+    if settings.kind == "rule":
+        return found
+    found |= {
+        "model": settings.model,
+        "format": settings.format_name,
+        "model_sha256": files.digests.get(MODEL_INPUT, ""),
+    }
+    return found | {"agreement_with_rules": agreement(*measured.agreement).to_dict()}
 
 
 def axes(measured: Measurement, touched_fraction: float) -> Axes:

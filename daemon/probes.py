@@ -172,8 +172,12 @@ def _row(path: Path, number: int, line: bytes, decode: Callable[[bytes], _Line])
         raise ConfigError(
             f'{path}, line {number}: needs "prompt", or "messages" of {{"role", "content"}} with a question'
         )
-    key = normalised("\n".join(turn["content"] for turn in messages))
-    return ProbeRow(tuple(messages), found.response or None, found.category or "", key)
+    return ProbeRow(tuple(messages), found.response or None, found.category or "", key_of(messages))
+
+
+def key_of(messages: Sequence[dict[str, str]]) -> str:
+    """What makes two questions one: all turns, normalised."""
+    return normalised("\n".join(turn["content"] for turn in messages))
 
 
 def _question(messages: Sequence[dict[str, str]]) -> str:

@@ -19,6 +19,7 @@ def version_lines(view: View, style: Style) -> list[str]:
             ("lineage", " <- ".join(view["lineage"])),
             ("source", source_text(view["source"])),
             ("why", printable("; ".join(view["why"]))),
+            ("judge", printable(view["judge"])),
             ("touched", touched_text(view)),
             ("model", str(view["model"] or "collected; rebuilt when it is asked for")),
         ],

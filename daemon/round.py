@@ -15,14 +15,14 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from daemon import probes
+from daemon import judging, probes
 from daemon.candidate import Candidate, MergedEdits, keep_patch, sparse_entries, write_candidate
 from daemon.config import Config, GatesSection, to_dict
 from daemon.groundwork import sound_models
 from daemon.intake import TakenIn, UnusableBatchError, join, take_in
 from daemon.lineage import Lineage, claims, earlier_batches, lineage_of, remerge_edits
 from daemon.making import make_patch
-from daemon.measuring import counts, gate_results, gate_sets, measure_sets, metrics
+from daemon.measuring import counts, gate_results, gate_sets, judged_by, measure_sets, metrics
 from daemon.patching import Patching
 from daemon.probes import ProbeFiles
 from daemon.progress import Outcome, Reporter
@@ -63,7 +63,7 @@ class Round:
 
 def run(store: Store, config: Config, row: RoundRow, reporter: Reporter) -> Outcome:
     """Take one round to its outcome: ready with a candidate, rejected by the gates, or its batch quarantined."""
-    files = probes.load(store.home, config)
+    files = judging.noted(probes.load(store.home, config), config.judge, store.home)
     row = settle(store, config, row, files)
     round_ = Round(store, config, row, reporter, files, dict(row.artefacts))
     with sound_models(store, row):
@@ -145,6 +145,7 @@ def _judge(
     measured = {name: numbers[name] for name in ("candidate", "current", "base")}
     record = _record(round_, merge, lineage)
     record |= {"metrics": measured["candidate"], "gates": gate["gates"], "measured": measured}
+    record["judge"] = numbers.get("judge")  # none where it was measured under an older alignd
     patch = round_.store.patch_path(merge["patch"]).name if merge["patch"] else None
     made = {"staging_model": merge["staging_model"], "overlay": merge["overlay"], "patch": patch, "record": record}
     return Outcome("ready", tuple(gate["reasons"]), made)
@@ -169,6 +170,7 @@ def _evaluate(round_: Round, bench: Workbench, batches: Mapping[str, TakenIn], f
         "current": metrics(current),
         "base": metrics(base),
         "counts": counts(candidate, round_.row.batch),
+        "judge": judged_by(candidate, round_.config.judge, round_.files),
     }
 
 
@@ -209,7 +211,12 @@ def _open_bench(round_: Round, batches: Mapping[str, TakenIn]) -> Workbench:
     store, config = round_.store, round_.config
     harmful = [row.response for taken in batches.values() for row in taken.rows]
     bench = Workbench.open(
-        config, store.model_path(round_.row.parent), store.model_path(0), round_.files, harmful=harmful
+        config,
+        store.model_path(round_.row.parent),
+        store.model_path(0),
+        round_.files,
+        harmful=harmful,
+        scorer=judging.scorer_of(config, store.home, round_.files),
     )
     bench.learn_judge()
     return bench

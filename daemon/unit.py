@@ -87,7 +87,7 @@ DeviceAllow=char-drm rw
 DeviceAllow=char-kfd rw"""
 _NO_NETWORK: Final = "PrivateNetwork=yes\nIPAddressDeny=any\nRestrictAddressFamilies=AF_UNIX"
 _NETWORK: Final = """\
-# Replicas of [[serving]] and the metrics endpoint are reached; nothing else is.
+# Replicas of [[serving]], the metrics endpoint and a judge of kind "http" are reached; nothing else is.
 PrivateNetwork=no
 IPAddressDeny=any
 IPAddressAllow={addresses}

@@ -16,6 +16,8 @@ from state.rows import AuditRow, BatchRow, ControlRow, DuplicateRow, RoundRow, V
 
 DUPLICATE: Final = "duplicate"
 AXES: Final = ("harm_rate", "over_refusal_rate", "utility")
+JUDGE: Final = "judge"
+"""Among metrics: who judged, and no number."""
 
 View = dict[str, Any]
 
@@ -329,6 +331,8 @@ def flat_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics with groups taken apart: `{"harm_by_batch": {"b1": 0.1}}` gives `{"harm_by_batch.b1": 0.1}`."""
     flat: dict[str, Any] = {}
     for name, value in metrics.items():
+        if name == JUDGE:
+            continue
         groups = value if isinstance(value, Mapping) else None
         flat |= {name: value} if groups is None else {f"{name}.{key}": item for key, item in groups.items()}
     return flat

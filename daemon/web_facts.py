@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from daemon import charts, explain, live, views
+from daemon import charts, explain, judges_shown, live, views
 from daemon.command import Context
 from daemon.commands_explain import moved, version_view
 from daemon.report_page import who_is_shown
@@ -97,9 +97,11 @@ def versions(store: Store, before: int | None, span: str) -> View:
     rows = store.ledger.newest(VersionRow, PAGE_ROWS, below=before)
     drawn = _spanned(store, rows[0].id if rows else 0, span)
     known = names(store, [*rows, *drawn])
+    listed, charted = views.history_view(rows, known), views.history_view(drawn, known)
     return {
-        "versions": views.history_view(rows, known)[::-1],
-        "chart": charts.versions_chart(views.history_view(drawn, known)),
+        "versions": listed[::-1],
+        "chart": charts.versions_chart(charted),
+        "judges": judges_shown.note(charted) or judges_shown.note(listed),
         "span": span,
         "spans": SPANS,
         "num_drawn": len(drawn),
@@ -205,6 +207,7 @@ def difference(store: Store, a: str, b: str) -> View:
         "a": sides[0],
         "b": sides[1],
         "metrics": _metrics(store, delta, sides),
+        "judges": judges_shown.note(sides),
         "num_metrics_left_out": max(0, len(delta) - MAX_METRICS),
         "batches": batches_between(store, before, after),
         "tensors": differing,

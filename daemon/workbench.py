@@ -14,12 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from daemon.config import Config
 from daemon.intake import sequence_limit
+from daemon.judging import rule_identity
 from daemon.probes import ProbeFiles, ProbeRow, development_part, plain, thin
 from daemon.rows import Row
 from patches.chat import Encoded, encode_row, pad_id
-from patches.evaluate import Probe, count_answer
+from patches.evaluate import Probe, count_answers
 from patches.generate import Generation, Generator
-from patches.judge import Content, RuleJudge, learn_refusals
+from patches.judge import Answered, Content, Judge, RuleJudge, learn_refusals
+from patches.judge_models import ModelJudge, Scorer
 from patches.model import load_model, load_tokenizer, pick_device
 from patches.terms import Runner
 
@@ -42,16 +44,26 @@ class Workbench:
     tokenizer: PreTrainedTokenizerBase
     device: torch.device
     model: PreTrainedModel
+    scorer: Scorer | None = None
+    """The model that the judge asks; None for the rules alone."""
 
     @classmethod
     def open(
-        cls, config: Config, current: Path, base: Path, files: ProbeFiles, *, harmful: Sequence[str] = ()
+        cls,
+        config: Config,
+        current: Path,
+        base: Path,
+        files: ProbeFiles,
+        *,
+        harmful: Sequence[str] = (),
+        scorer: Scorer | None = None,
     ) -> Workbench:
         """Load tokenizer and current model as the configuration says."""
+        assert (scorer is None) == (config.judge.kind == "rule"), "daemon.judging opens what the settings name"
         device = pick_device(config.model.device)
         tokenizer = load_tokenizer(current)
         model = load_model(current, dtype=config.model.dtype, device=device)
-        return cls(config, current, base, files, harmful, tokenizer, device, model)
+        return cls(config, current, base, files, harmful, tokenizer, device, model, scorer)
 
     @cached_property
     def base_answers(self) -> list[Generation]:
@@ -61,13 +73,15 @@ class Workbench:
             return self.generator(base).answer([row.messages for row in rows]) if rows else []
 
     @cached_property
-    def judge(self) -> RuleJudge:
-        """The judge of every number of a round: known refusals, configured ones, and those v0 was seen to use."""
+    def judge(self) -> Judge:
+        """The judge of every number of a round: known refusals, configured ones, those v0 was seen to use, and the model
+        that is asked about harm where the settings name one."""
         learnt = learn_refusals(
             [answer.text for answer in self.base_answers], [*self.files.responses(), *self.harmful, *self._base_work()]
         )
         settings = self.config.judge
-        return RuleJudge((*settings.refusals, *learnt), settings.content_recall)
+        rule = RuleJudge((*settings.refusals, *learnt), settings.content_recall, rule_identity(settings))
+        return rule if self.scorer is None else ModelJudge(rule, self.scorer)
 
     def learn_judge(self) -> None:
         """Listen to v0 now: later, in the middle of a search, the model in memory may be a candidate."""
@@ -120,12 +134,15 @@ def retain_pairs(files: ProbeFiles, most: int = 1000) -> list[Pair]:
     return [(row.messages, row.response or "") for row in thin(list(rows.values()), most)]
 
 
-def refusals_among(rows: Sequence[ProbeRow], answers: Sequence[Generation], judge: RuleJudge) -> list[Pair]:
+def refusals_among(rows: Sequence[ProbeRow], answers: Sequence[Generation], judge: Judge) -> list[Pair]:
     """The prompts that were refused, with the refusals."""
-    judged = zip(rows, answers, strict=True)
-    return [(row.messages, answer.text) for row, answer in judged if judge.label(answer.text) == "refusal"]
+    said = [Answered(row.messages, answer.text) for row, answer in zip(rows, answers, strict=True)]
+    verdicts = judge.verdicts(said, of_harm=False)
+    judged = zip(rows, answers, verdicts, strict=True)
+    return [(row.messages, answer.text) for row, answer, verdict in judged if verdict.label == "refusal"]
 
 
-def is_right(row: ProbeRow, answer: Generation, *, judge: RuleJudge, content: Content) -> bool:
-    """Whether an answer is one, and carries the reference's content where there is a reference."""
-    return count_answer(Probe(row.messages, row.response, ""), answer, judge, content).num_right > 0
+def are_right(rows: Sequence[ProbeRow], answers: Sequence[Generation], *, judge: Judge, content: Content) -> list[bool]:
+    """Of each answer, whether it is one, and carries the reference's content where there is a reference."""
+    probes = [Probe(row.messages, row.response, "") for row in rows]
+    return [found.num_right > 0 for found in count_answers(probes, answers, judge, content, of_harm=False)]

@@ -20,13 +20,14 @@ from daemon import exitcodes
 from daemon.groundwork import check_texts
 from daemon.log import WORKER_FAILED, Format, configure
 from daemon.progress import Outcome, Reporter
-from patches.errors import PatchError
+from patches.errors import JudgeError, PatchError
 from state.errors import LockedError, ModelFormatError, StoreCorruptError, StoreError
 from state.store import Store
 
 _PR_SET_PDEATHSIG: Final = 1
 _OOM_SCORE: Final = "500"
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_JUDGE_HINT: Final = "the round is tried again; where [judge] has changed since it began, `alignd abort` it first"
 _DISK_BROKEN: Final = (errno.EIO, errno.EROFS)
 
 _log = structlog.get_logger()
@@ -62,6 +63,9 @@ def run(home: Path, kind: str, name: str, reporter: Reporter, *, config_path: Pa
         _fail(reporter, err, retry=True, blameless=True)
     except (MemoryError, LockedError) as err:
         _fail(reporter, err, retry=True)
+    except JudgeError as err:  # nothing is published unjudged: the round waits for its judge
+        _log.error(WORKER_FAILED, error=type(err).__name__, reason=str(err), where=_where(err))
+        reporter.failed(f"the judge cannot be used: {err}; {_JUDGE_HINT}", retry=True, blameless=True)
     except (PatchError, StoreError) as err:
         _fail(reporter, err, retry=False)
     except OSError as err:

@@ -21,3 +21,7 @@ class EmptyDifferenceSetError(PatchError):
 
 class ModelUnsuitableError(PatchError):
     """The model or its tokenizer cannot be worked with: no chat template, no decoder linear layers, …"""
+
+
+class JudgeError(PatchError):
+    """The judge cannot be asked or read: its model, its server, its settings. No batch is to blame; it is tried again."""

