@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from daemon import exitcodes
+from daemon import exitcodes, suggest
 from daemon.command import Answer, Command, CommandError, Context, arg, service_file_of
 from daemon.terminal import Style, percent, printable, table
 
@@ -102,11 +102,13 @@ COMMANDS: Final = (
             arg(
                 "file",
                 metavar="FILE",
+                words=suggest.files,
                 help='{"prompt", "response", "harmful", "refusal"?}, WildGuardMix or BeaverTails; JSON, CSV or Parquet',
             ),
             arg(
                 "--also",
                 metavar="SERVICE_TOML",
+                words=suggest.files,
                 action="append",
                 default=[],
                 help="the judge of these settings too; may be given several times",

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from daemon import exitcodes
+from daemon import exitcodes, suggest
 from daemon.command import Answer, Command, CommandError, Context, arg
 
 PACK_NAMES: Final = (
@@ -72,7 +72,12 @@ COMMANDS: Final = (
         probes_import,
         (
             arg("pack", metavar="PACK", choices=PACK_NAMES, help=f"the set: {', '.join(PACK_NAMES)}"),
-            arg("file", metavar="FILE", help="one of its files as published: CSV, JSON, JSON Lines or Parquet"),
+            arg(
+                "file",
+                metavar="FILE",
+                words=suggest.files,
+                help="one of its files as published: CSV, JSON, JSON Lines or Parquet",
+            ),
             arg("--dry-run", action="store_true", help="only count what would be taken in"),
         ),
     ),

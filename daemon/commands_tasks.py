@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon import exitcodes
+from daemon import exitcodes, suggest
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, positive_count
 from daemon.terminal import Style, number, table
 
@@ -92,7 +92,10 @@ def probes_from_tasks(context: Context, args: argparse.Namespace) -> Answer:
 
 _TASK: Final = arg("--task", metavar="NAME", action="append", required=True, help="a task; may be given several times")
 _INCLUDE: Final = arg(
-    "--include", metavar="FOLDER", help="tasks of one's own, as YAML files; what they name is run, so trust them"
+    "--include",
+    metavar="FOLDER",
+    words=suggest.files,
+    help="tasks of one's own, as YAML files; what they name is run, so trust them",
 )
 _LIMIT: Final = arg("--limit", metavar="N", type=positive_count, help="documents of each task at most")
 
@@ -106,7 +109,13 @@ COMMANDS: Final = (
         ),
         bench_tasks,
         (
-            arg("refs", metavar="REF", nargs="*", help=f"versions (default: base and current): {SELECTORS}"),
+            arg(
+                "refs",
+                metavar="REF",
+                nargs="*",
+                words=suggest.versions,
+                help=f"versions (default: base and current): {SELECTORS}",
+            ),
             _TASK,
             _INCLUDE,
             _LIMIT,

@@ -22,7 +22,7 @@ RULE, OTHER = "rule 0123456789ab", "classifier zim 9876543210fe on rule 01234567
 
 @pytest.fixture
 def alignd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Alignd:
-    assert cli.main(["init", str(tmp_path / "home"), "--model", str(usable_base(tmp_path / "base"))]) == 0
+    assert cli.main(["init", str(tmp_path / "home"), "--model", str(usable_base(tmp_path / "base")), "--no-trial"]) == 0
     return Alignd(tmp_path / "home", capsys)
 
 
