@@ -365,10 +365,12 @@ def test_results_outlive_a_change_of_what_only_reports_them(tmp_path: Path, monk
 
 
 NO_FIGURES = {
-    "arrival", "basemodel", "batch_files", "cells", "config_checks", "config_serving", "drops", "formats", "json_tables",
-    "lines", "listening", "parquet_tables", "progress", "rows", "signatures", "signing", "tables",
+    "arrival", "basemodel", "batch_files", "cells", "config_checks", "config_serving", "drops", "engines", "engines_local",
+    "formats", "http_calls", "json_tables", "judge_http", "lines", "listening", "parquet_tables", "progress", "rows",
+    "signatures", "signing", "tables",
 }  # fmt: skip
-"""Modules of the daemon that read files or refuse settings: the proving ground's rows and settings come without them."""
+"""Modules of the daemon that read files, refuse settings or ask a server: the proving ground's rows, settings and judge come
+without them."""
 
 
 def test_every_module_that_a_result_depends_on_is_watched() -> None:

@@ -17,8 +17,8 @@ WATCHED = (
     "patches/*.py", "policies/*.py", "benchmarks/*.py", "benchmarks/method/*.py", "benchmarks/world/*.py",
     "benchmarks/world/model.sha256", "requirements.lock",
     *(f"daemon/{name}.py" for name in (
-        "choosing", "config", "derivation", "intake", "making", "material", "measuring", "patching", "probes", "searching",
-        "workbench",
+        "choosing", "config", "config_judge", "derivation", "intake", "judging", "making", "material", "measuring", "patching",
+        "probes", "searching", "workbench",
     )),
 )  # fmt: skip
 REPORTING = ("goals.py", "plots.py", "report.py", "summary.py", "tables.py")
