@@ -303,7 +303,7 @@ def _add_common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         dest="service_file",
         metavar="FILE",
         default=defaults.get("service_file", argparse.SUPPRESS),
-        help="service.toml, or its folder (default: ./service.toml, else /etc/alignd/service.toml)",
+        help="service.toml, or its folder (default: ./service.toml, else /var/lib/alignd/service.toml)",
     )
     parser.add_argument(
         "--json",
