@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -28,8 +29,14 @@ def build_deb() -> ModuleType:
 
 def why_no_wheel() -> str:
     """What this Python lacks to build a wheel without a network."""
-    missing = [name for name in ("pip", "setuptools") if importlib.util.find_spec(name) is None]
-    return f"{', '.join(missing)} cannot be imported" if missing else ""
+    for name, at_least in (("pip", 22), ("setuptools", 77)):
+        try:
+            found = int(metadata.version(name).partition(".")[0])
+        except metadata.PackageNotFoundError:
+            return f"{name} is not installed"
+        if found < at_least:
+            return f"{name} {found} is too old; {at_least} is wanted"
+    return ""
 
 
 def why_no_package() -> str:

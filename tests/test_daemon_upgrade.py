@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -15,18 +14,17 @@ from state.schema import SCHEMA_NUMBER
 from state.store import Store
 from tests.command_world import Alignd
 from tests.fakes_service import FakeWorker, fast_config
+from tests.old_stores import unpacked
 
-ARCHIVE = Path(__file__).parent / "stores" / "schema-1-51d4653.tar.gz"
 COPY = Path("store", "ledger-schema-1.db")
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A home that an older program was killed in."""
-    with tarfile.open(ARCHIVE) as tar:
-        tar.extractall(tmp_path, filter="fully_trusted")
-    (tmp_path / "home" / "service.toml").write_text("")
-    return tmp_path / "home"
+    home = unpacked(tmp_path)
+    (home / "service.toml").write_text("")
+    return home
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import shutil
 import signal
 import sqlite3
 import stat
-import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -28,12 +27,10 @@ from state.schema import SCHEMA_NUMBER, TABLES
 from state.store import Store
 from state.verify import drill, verify
 from tests.disks import DyingFileSystem, in_memory
+from tests.old_stores import ARCHIVES, unpacked
 from tests.state_world import NOW, make_store, make_version
 
 WHO: Any = {"actor": "tester", "now": NOW}
-STORES = Path(__file__).parent / "stores"
-ARCHIVES = sorted(STORES.glob("schema-*.tar.gz"))
-NEWEST = STORES / "schema-1-51d4653.tar.gz"
 COPY = Path("store", "ledger-schema-1.db")
 
 
@@ -51,18 +48,12 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(params=ARCHIVES, ids=lambda path: path.name.removesuffix(".tar.gz"))
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A home as an older program left it, killed with a round under way."""
-    return unpacked(request.param, tmp_path)
+    return unpacked(tmp_path, request.param)
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    return unpacked(NEWEST, tmp_path)
-
-
-def unpacked(archive: Path, folder: Path) -> Path:
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="fully_trusted")
-    return folder / "home"
+    return unpacked(tmp_path)
 
 
 def tables(path: Path) -> dict[str, list[dict[str, Any]]]:
