@@ -101,7 +101,15 @@ def build(options: Options) -> Path:
         options.out.mkdir(parents=True, exist_ok=True)
         architecture = _architecture(bundle=options.bundle)
         package = options.out / f"alignd_{version}_{architecture}.deb"
-        command = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(stage), str(package)]
+        command = [
+            "dpkg-deb",
+            "--root-owner-group",
+            "-Zxz",
+            "-z1" if options.bundle else "-z6",
+            "--build",
+            str(stage),
+            str(package),
+        ]
         _run(command, env=os.environ | {"SOURCE_DATE_EPOCH": str(epoch)})
     return package
 
