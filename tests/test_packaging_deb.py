@@ -24,7 +24,7 @@ LIBRARIES = "/opt/alignd"
 # known and meant: no licence is stated, and a test has no address
 LINTIAN_TAGS = (
     "bogus-mail-host,bogus-mail-host-in-debian-changelog,copyright-without-copyright-notice,"
-    "initial-upload-closes-no-bugs,no-manual-page,maintainer-script-calls-systemctl"
+    "initial-upload-closes-no-bugs,maintainer-script-calls-systemctl"
 )
 
 
@@ -240,7 +240,6 @@ def test_the_environment_is_made_by_one_command_and_without_a_network(root: Clea
     words = ("/usr/lib/alignd/make-environment", "--no-index", "--find-links", "/srv/given/wheels")
     assert re.search(r"^alignd 0\.[0-9.]+$", root.run(*words), re.MULTILINE)
     assert re.search(r"^alignd 0\.[0-9.]+$", root.run(*words), re.MULTILINE), "it cannot be repeated"
-    assert "ExecStart=/usr/bin/alignd" in root.run("alignd", "unit")
     assert "--model PATH" in root.run("alignd", "init", "--help")
     assert root.run("find", "/usr/lib/alignd/lib/daemon/__pycache__", "-name", "cli.*.pyc") != ""
 
@@ -269,6 +268,7 @@ def test_a_service_with_one_makes_the_store_and_commands_find_it_without_being_t
     root.run("sed", "-i", 's|^# base = .*|base = "/srv/given/model"|', "/etc/alignd/service.toml")
     alignd(root, "run", "--once")
     assert "v0" in alignd(root, "status")
+    assert "ExecStart=/usr/bin/alignd -c /var/lib/alignd/service.toml" in alignd(root, "unit")
     assert "everything stored is what was written" in alignd(root, "verify")
     assert modes(root, f"{HOME}/store", f"{HOME}/models/v0") == [
         f"700 alignd alignd {HOME}/store",
