@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH :=
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check fmt torture soak fuzz world world-mid bench-method bench clean
+.PHONY: setup demo test check fmt torture soak fuzz world world-mid bench-method bench deb clean
 
 setup: .venv/.ready
 
@@ -63,5 +63,9 @@ bench-method: setup
 bench: setup
 	$(BIN)/python -m benchmarks.speed
 
+# the Debian package, into dist/; BUNDLE=--bundle puts torch and all other libraries into it
+deb: setup
+	$(BIN)/python packaging/build_deb.py $(BUNDLE)
+
 clean:
-	rm -rf var .venv build *.egg-info
+	rm -rf var .venv build dist *.egg-info

@@ -32,6 +32,7 @@ from daemon import (
     commands_show,
     commands_store,
     commands_tasks,
+    commands_upgrade,
     completion,
     exitcodes,
 )
@@ -58,7 +59,7 @@ GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
     ),
     ("decide", commands_control.COMMANDS),
     ("serve", commands_serving.COMMANDS),
-    ("keep", (*commands_store.COMMANDS, *commands_check.COMMANDS)),
+    ("keep", (*commands_store.COMMANDS, *commands_check.COMMANDS, *commands_upgrade.COMMANDS)),
     ("hand over", commands_export.COMMANDS),
     ("learn", commands_shell.COMMANDS),
 )
@@ -77,6 +78,7 @@ _CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
     (errors.NotFoundError, exitcodes.NOT_FOUND),
     (errors.RefusedError, exitcodes.REFUSED),
     (errors.StoreCorruptError, exitcodes.INTEGRITY),
+    (errors.SchemaError, exitcodes.OTHER_SCHEMA),
     (errors.ModelFormatError, exitcodes.CONFIG),
     (errors.StoreError, exitcodes.FAILED),
     (sqlite3.DatabaseError, exitcodes.FAILED),
@@ -301,7 +303,7 @@ def _add_common(parser: argparse.ArgumentParser, **defaults: Any) -> None:
         dest="service_file",
         metavar="FILE",
         default=defaults.get("service_file", argparse.SUPPRESS),
-        help="service.toml, or its folder (default: ./service.toml, else /etc/alignd/service.toml)",
+        help="service.toml, or its folder (default: ./service.toml, else /var/lib/alignd/service.toml)",
     )
     parser.add_argument(
         "--json",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from daemon.config import Config
     from state.store import Store
 
-SYSTEM_SERVICE_FILE: Final = Path("/etc/alignd/service.toml")
+SYSTEM_SERVICE_FILE: Final = Path("/var/lib/alignd/service.toml")
 SELECTORS: Final = "current, previous, candidate, base, @TAG, vN or N; each may be followed by ~K, K parents back"
 
 
@@ -168,7 +168,15 @@ def default_service_file() -> Path:
     """./service.toml where there is one, else that of the system's service."""
     here = Path("service.toml").absolute()
     is_here = here.is_file() and not is_source(here.parent)
-    return here if is_here or not SYSTEM_SERVICE_FILE.is_file() else SYSTEM_SERVICE_FILE
+    return here if is_here or not is_there(SYSTEM_SERVICE_FILE) else SYSTEM_SERVICE_FILE
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file; what may not be looked at is taken to be there, and tells so when it is opened."""
+    try:
+        return path.is_file()
+    except PermissionError:
+        return True
 
 
 def is_source(folder: Path) -> bool:

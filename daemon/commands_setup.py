@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, suggest
 from daemon.checks import checks_lines
-from daemon.command import Answer, Command, CommandError, Context, arg, is_source
+from daemon.command import Answer, Command, CommandError, Context, arg, is_source, is_there
 
 if TYPE_CHECKING:
     from daemon.config import Config
@@ -73,7 +73,7 @@ def unit(context: Context, args: argparse.Namespace) -> Answer:
     """Prints the systemd unit of this home's service."""
     from daemon.unit import DEFAULT_HOME, render_unit
 
-    is_home = context.service_file.is_file() and not is_source(context.home)
+    is_home = is_there(context.service_file) and not is_source(context.home)
     home = context.home if is_home else DEFAULT_HOME
     executable = Path(args.executable or shutil.which("alignd") or Path(sys.executable).with_name("alignd"))
     try:

@@ -14,6 +14,7 @@ INTEGRITY: Final = 6
 NO_STORE: Final = 10
 LOCKED: Final = 11
 NO_SERVICE: Final = 12
+OTHER_SCHEMA: Final = 13
 TRY_AGAIN: Final = 75
 CONFIG: Final = 78
 INTERRUPTED: Final = 130
@@ -30,6 +31,7 @@ MEANINGS: Final[dict[int, str]] = {
     NO_STORE: "there is no store here",
     LOCKED: "another process holds the lock",
     NO_SERVICE: "no service is running here",
+    OTHER_SCHEMA: "the store is of an older or a newer alignd",
     TRY_AGAIN: "not finished in time; try again",
     CONFIG: "service.toml or the base model cannot be used",
     INTERRUPTED: "interrupted",

@@ -22,11 +22,12 @@ from daemon.log import (
     CONFIG_REFUSED,
     CONFIG_RELOADED,
     SERVICE_FAILED,
+    STORE_UPGRADED,
 )
 from daemon.loop import TICK_S, Loop
 from daemon.notify import Notifier
 from daemon.wakeup import Wakeup
-from state.errors import LockedError, ModelFormatError, StoreCorruptError, StoreMissingError
+from state.errors import LockedError, ModelFormatError, SchemaError, StoreCorruptError, StoreError, StoreMissingError
 from state.layout import Layout
 from state.lock import hold
 from state.store import Store
@@ -35,6 +36,15 @@ _COALESCE_S: Final = 0.02
 _START_S: Final = 3600.0
 # a child that a killed service had just forked holds its lock until it runs its own program
 _LOCK_WAIT_S: Final = 2.0
+_CODES: Final[dict[type[Exception], int]] = {
+    LockedError: exitcodes.LOCKED,
+    StoreMissingError: exitcodes.NO_STORE,
+    ModelFormatError: exitcodes.CONFIG,
+    StoreCorruptError: exitcodes.INTEGRITY,
+    SchemaError: exitcodes.OTHER_SCHEMA,
+    StoreError: exitcodes.FAILED,
+}
+"""What ends a service, and the code it ends with."""
 
 _log = structlog.get_logger()
 
@@ -71,7 +81,7 @@ class Service:
         self._config = config
         self._once = once
         self._now = now
-        self._config_path = (config_path or self._home / settings.SERVICE_FILE).resolve()
+        self._config_path = (config_path or self._home / settings.SERVICE_FILE).absolute()
         self._argv = argv or (lambda kind, name: worker_argv(self._home, kind, name, config_path=self._config_path))
         self._notify = Notifier(env)
         self._tick_s = tick_s
@@ -92,14 +102,8 @@ class Service:
         handlers = self._install_handlers()
         try:
             return self._open_and_serve()
-        except LockedError as err:
-            return self._failed(err, exitcodes.LOCKED)
-        except StoreMissingError as err:
-            return self._failed(err, exitcodes.NO_STORE)
-        except ModelFormatError as err:
-            return self._failed(err, exitcodes.CONFIG)
-        except StoreCorruptError as err:
-            return self._failed(err, exitcodes.INTEGRITY)
+        except tuple(_CODES) as err:
+            return self._failed(err, _CODES.get(type(err), exitcodes.FAILED))
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -126,8 +130,10 @@ class Service:
         if not Layout(self._home).ledger_path.exists():
             self._create()
         lock = Layout(self._home).service_lock
-        with hold(lock, "alignd run", _LOCK_WAIT_S), Store.open(self._home) as store:
-            return self._serve(store)
+        with hold(lock, "alignd run", _LOCK_WAIT_S):
+            self._upgrade()
+            with Store.open(self._home) as store:
+                return self._serve(store)
 
     def _create(self) -> None:
         base = self._home / self._config.model.base
@@ -138,6 +144,11 @@ class Service:
             )
         self._notify.status("importing the base model")
         Store.create(self._home, base, actor=ACTOR, now=self._now().isoformat()).close()
+
+    def _upgrade(self) -> None:
+        done = Store.upgrade(self._home, actor=ACTOR, now=self._now().isoformat())
+        if done is not None:
+            _log.info(STORE_UPGRADED, before=done.before, after=done.after, copy=str(done.copy), changes=done.steps)
 
     def _serve(self, store: Store) -> int:
         shop = Workshop(self._home, store, self._config, self._now, self._wakeup.set, self._argv)

@@ -39,8 +39,8 @@ TimeoutStopSec=60
 WatchdogSec=180
 Restart=on-failure
 RestartSec=5
-# No restart mends a wrong service.toml, a missing store, or a damaged one.
-RestartPreventExitStatus=2 6 10 78
+# No restart mends a wrong service.toml, or a store that is missing, damaged or of a newer alignd.
+RestartPreventExitStatus=2 6 10 13 78
 # A worker that ran out of memory must not take the supervisor with it.
 OOMPolicy=continue
 LimitNOFILE=65536

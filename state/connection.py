@@ -19,7 +19,7 @@ from state.errors import LockedError, StoreCorruptError
 from state.schema import TABLES, Row
 
 BUSY_MS = 10_000
-_RESTORE: Final = "the disk may have refused a read: try again; if it stays so, restore the ledger from a backup"
+RESTORE: Final = "the disk may have refused a read: try again; if it stays so, restore the ledger from a backup"
 _DECODERS: Final[dict[Any, Any]] = {dict: json.loads, bool: bool}
 
 
@@ -104,7 +104,7 @@ def translated(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as err:
         raise _operational(path, err) from err
     except (sqlite3.DatabaseError, json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise StoreCorruptError(f"{path}: {err}", _RESTORE) from err
+        raise StoreCorruptError(f"{path}: {err}", RESTORE) from err
 
 
 def _operational(path: Path, err: sqlite3.OperationalError) -> Exception:
@@ -117,4 +117,4 @@ def _operational(path: Path, err: sqlite3.OperationalError) -> Exception:
         return OSError(EROFS, "the ledger cannot be written", str(path))
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return LockedError(f"{path} is busy with another process", "try again in a moment")
-    return StoreCorruptError(f"{path}: {err}", _RESTORE)
+    return StoreCorruptError(f"{path}: {err}", RESTORE)

@@ -22,6 +22,10 @@ class StoreCorruptError(StoreError):
     """A file of the store is not what was written; the message names the file."""
 
 
+class SchemaError(StoreError):
+    """The ledger has another schema than this program's; the hint says what to do, nothing was changed."""
+
+
 class LockedError(StoreError):
     """Somebody else holds the lock; the message names the process and its purpose."""
 

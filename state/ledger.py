@@ -5,7 +5,6 @@ Readers may be called at any time; writers only inside `transaction()`, which th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from state import durable
-from state.connection import connect, open_existing, quoted, translated
-from state.errors import NotFoundError, StoreCorruptError
+from state.connection import RESTORE, connect, open_existing, quoted, translated
+from state.errors import NotFoundError, SchemaError, StoreCorruptError
 from state.rows import (
     AuditRow,
     BatchRow,
@@ -27,8 +26,11 @@ from state.rows import (
     TagRow,
     VersionRow,
 )
-from state.schema import KEYS, SCHEMA, SCHEMA_NUMBER, TABLES, Row
+from state.schema import KEYS, SCHEMA, SCHEMA_NUMBER, TABLES, Row, seal
 from state.windows import Windows, in_states
+
+_OLDER = "`alignd upgrade` brings it up to date, and so does a start of the service; a copy of the ledger is kept"
+_NEWER = "a newer alignd has written it: install that version again; nothing was changed"
 
 
 class Ledger(Windows):
@@ -58,21 +60,30 @@ class Ledger(Windows):
         On a read-only file system, a snapshot that an auditor has mounted, what is read is a copy.
 
         Raises:
-            StoreCorruptError: it is no ledger, or another version of the program wrote it.
+            StoreCorruptError: it is no ledger.
+            SchemaError: another version of the program wrote it, and it must be upgraded, or that be installed again.
         """
         ledger = cls(path, open_existing(path))
         try:
-            number = ledger._run("PRAGMA user_version")[0][0]
+            ledger.check_schema()
         except BaseException:
             ledger.close()
             raise
-        if number != SCHEMA_NUMBER:
-            ledger.close()
-            raise StoreCorruptError(
-                f"{path}: schema number {number}, this program knows {SCHEMA_NUMBER}",
-                "use the version of alignd that made this store",
-            )
         return ledger
+
+    @property
+    def schema(self) -> int:
+        """The number of the schema that the tables have."""
+        return int(self._run("PRAGMA user_version")[0][0])
+
+    def check_schema(self, *, may_be_older: bool = False) -> None:
+        """Refuse a schema that this program does not know how to work with, or, with `may_be_older`, to upgrade."""
+        number = self.schema
+        if number < 1:
+            raise StoreCorruptError(f"{self.path} is no ledger of alignd: it has schema {number}", RESTORE)
+        if number > SCHEMA_NUMBER or (number < SCHEMA_NUMBER and not may_be_older):
+            what = f"{self.path} has schema {number}, and this alignd works with schema {SCHEMA_NUMBER}"
+            raise SchemaError(what, _OLDER if number < SCHEMA_NUMBER else _NEWER)
 
     def close(self) -> None:
         """Close the connection."""
@@ -106,7 +117,7 @@ class Ledger(Windows):
             f"ON CONFLICT ({KEYS[type(row)]}) DO UPDATE SET "
             + ", ".join(f"{name} = excluded.{name}" for name in [*quoted(names), "seal"])
         )
-        self._run(sql, [*values, _seal(values)])
+        self._run(sql, [*values, seal(values)])
         return row
 
     def remove(self, kind: type[Row], key: str | int) -> None:
@@ -206,8 +217,8 @@ class Ledger(Windows):
 
     def _broken_seals(self, kind: type) -> Iterator[str]:
         names = quoted(field.name for field in fields(kind))
-        for *values, seal in self._run(f"SELECT {', '.join(names)}, seal FROM {TABLES[kind]}"):
-            if _seal(values) != seal:
+        for *values, written in self._run(f"SELECT {', '.join(names)}, seal FROM {TABLES[kind]}"):
+            if seal(values) != written:
                 yield f"table {TABLES[kind]}: row {values[0]} is not what was written"
 
     def _last_pointer(self, where: str, *parameters: Any) -> PointerRow:
@@ -225,8 +236,3 @@ def _encode(value: Any) -> Any:
     if isinstance(value, dict):
         return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
     return int(value) if isinstance(value, bool) else value
-
-
-def _seal(values: list[Any]) -> str:
-    """A flipped byte in a text cell is valid to SQLite; this tells it."""
-    return hashlib.sha256(json.dumps(values, ensure_ascii=False).encode()).hexdigest()[:16]

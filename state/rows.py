@@ -75,8 +75,6 @@ class VersionRow:
     touched_fraction: float = 0.0
     blocked: bool = False
     pinned: bool = False
-    confirmed: bool = False
-    """Never set: nothing confirms a version yet. It stays while `schema.SCHEMA_NUMBER` does, since the seals cover it."""
     overlay: str | None = None
     """SHA-256 of the overlay file; None for the base."""
     patch: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from state import durable, signed, sweep
 from state.commit import Versions
@@ -14,6 +15,9 @@ from state.ledger import Ledger
 from state.quarantine import DROP_PREFIX
 from state.queue import Queue
 from state.serving import Serving
+
+if TYPE_CHECKING:
+    from state.upgrade import Upgrade
 
 
 class Store(Queue, Versions, Serving):
@@ -41,13 +45,9 @@ class Store(Queue, Versions, Serving):
 
         Raises:
             StoreMissingError: there is none.
+            SchemaError: an older or a newer program made it.
         """
-        layout = Layout(home)
-        if not layout.ledger_path.exists():
-            raise StoreMissingError(
-                f"{layout.home} has no store: there is no {layout.ledger_path}",
-                "`alignd -c HOME` names another home, by its folder or its service.toml; `alignd init` makes a new one",
-            )
+        layout = existing(home)
         try:
             return cls(layout.home, Ledger.open(layout.ledger_path))
         except OSError:
@@ -55,6 +55,18 @@ class Store(Queue, Versions, Serving):
             if durable.free_bytes(layout.root) > 0 or not free_reserve(layout):
                 raise
             return cls(layout.home, Ledger.open(layout.ledger_path))
+
+    @classmethod
+    def upgrade(cls, home: Path, *, actor: str, now: str) -> Upgrade | None:
+        """Bring the store of an older program up to date; None when it is. The caller holds `service_lock`.
+
+        Raises:
+            StoreMissingError: there is none.
+            StoreError: it cannot be, and why; see `state.upgrade.upgrade`.
+        """
+        from state import upgrade  # what it brings no other command needs
+
+        return upgrade.upgrade(existing(home), actor=actor, now=now)
 
     def recover(self, now: str) -> list[str]:
         """Finish or sweep what a crash left half done, and say what; run at each start of the service."""
@@ -102,3 +114,14 @@ class Store(Queue, Versions, Serving):
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def existing(home: Path) -> Layout:
+    """The paths of a home that has a store; else `StoreMissingError`."""
+    layout = Layout(home)
+    if not layout.ledger_path.exists():
+        raise StoreMissingError(
+            f"{layout.home} has no store: there is no {layout.ledger_path}",
+            "`alignd -c HOME` names another home, by its folder or its service.toml; `alignd init` makes a new one",
+        )
+    return layout

@@ -19,6 +19,8 @@ from typing import Any, Final
 
 from state.errors import StoreCorruptError
 from state.store import Store
+from state.verify import verify
+from tests.old_stores import unpacked
 from tests.state_world import NOW, make_store
 from tests.test_state_faults import OPERATIONS, Operation, check, in_service
 
@@ -59,6 +61,10 @@ def _sweep_all(folder: Path) -> int:
             num = _sweep(disk, home / "home", folder / "work", operation, code, once)
             tried[f"{errno.errorcode[code]} {'once' if once else 'from there on'}"] += num
             assert num >= 3, f"{name}: SQLite was not in the way"
+    for code, once in FAULTS:
+        num = _sweep_upgrade(disk, folder / "old", code, once)
+        tried[f"{errno.errorcode[code]} while an old store is upgraded"] += num
+        assert num >= 10, "SQLite was not in the way of the upgrade"
     for what, num in tried.items():
         print(f"{num:7,}  calls of SQLite refused with {what}")
     print(f"{len(OPERATIONS):7,}  operations, nothing broken")
@@ -85,6 +91,31 @@ def _sweep(disk: Any, home: Path, work: Path, operation: Operation, code: int, o
             _finish(store, operation, published, at)
         with Store.open(work) as store:  # what another process finds
             check(store, published, at)
+        if left >= 0:
+            return num_calls
+    raise AssertionError("never finished")
+
+
+def _sweep_upgrade(disk: Any, folder: Path, code: int, once: bool) -> int:
+    """The same for an upgrade: the old store stays, or the new one is whole; the repeat succeeds."""
+    home, work = unpacked(folder), folder / "work"
+    for num_calls in range(1000):
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(home, work, symlinks=True)
+        at = f"upgrade: {os.strerror(code)} at call {num_calls}"
+        disk.arm(num_calls, code, int(once))
+        try:
+            Store.upgrade(work, actor="tester", now=NOW)
+        except OSError as err:
+            assert err.errno == code, f"{at}: {err!r}"
+        except StoreCorruptError as err:
+            assert disk.was_read(), f"{at}: {err!r}"
+        finally:
+            left = disk.disarm()
+        Store.upgrade(work, actor="tester", now=NOW)
+        with Store.open(work) as store:
+            store.recover(NOW)
+            assert (store.current().name, verify(store, deep=True)) == ("v1", []), at
         if left >= 0:
             return num_calls
     raise AssertionError("never finished")

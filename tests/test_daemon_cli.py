@@ -68,6 +68,7 @@ FROZEN = {
     "unit": "--executable --gpu --network",
     "unpin": "ref",
     "untag": "name",
+    "upgrade": "",
     "verify": "--deep --resume --sample",
 }
 
@@ -138,7 +139,7 @@ def test_the_main_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixtu
 
 
 def test_exit_codes_are_as_published() -> None:
-    assert list(exitcodes.MEANINGS) == [0, 1, 2, 3, 4, 5, 6, 10, 11, 12, 75, 78, 130, 143]
+    assert list(exitcodes.MEANINGS) == [0, 1, 2, 3, 4, 5, 6, 10, 11, 12, 13, 75, 78, 130, 143]
 
 
 @pytest.mark.parametrize(

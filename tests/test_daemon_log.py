@@ -18,6 +18,7 @@ FROZEN = [
     "service_started",
     "service_stopped",
     "service_recovered",
+    "store_upgraded",
     "service_failed",
     "config_reloaded",
     "config_refused",
