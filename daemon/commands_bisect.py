@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, suggest
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg
-from daemon.render_bisect import conclusion_lines, step_line
 from daemon.views import version_name
 from state.rows import VersionRow
 
@@ -45,6 +44,8 @@ def bisect(context: Context, args: argparse.Namespace) -> Answer:
             raise CommandError(exitcodes.TRY_AGAIN, f"the search came to no end: {what}") from err
         view = _view(store, line, question, found=found, steps=steps)
     code = exitcodes.OK if view["found"] else exitcodes.FAILED
+    from daemon.render_bisect import conclusion_lines
+
     return Answer(view, tuple(conclusion_lines(view, context.style)), code)
 
 
@@ -88,6 +89,8 @@ def _teller(context: Context) -> Callable[[Step], None]:
     """Prints each step when it is done, for a version may take minutes; `--json` is one document at the end."""
     if context.json:
         return lambda step: None
+    from daemon.render_bisect import step_line
+
     return lambda step: print(step_line(step.to_dict(), context.style), flush=True)
 
 

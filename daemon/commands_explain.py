@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from daemon import exitcodes, judges_shown, render, render_show, render_version, suggest, views
+from daemon import exitcodes, judges_shown, render, suggest, views
 from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid
 from daemon.standing import names
 from state.core import UNNAMED
@@ -36,6 +36,8 @@ def show(context: Context, args: argparse.Namespace) -> Answer:
             view = views.quarantined_view(found)
             return Answer(view, tuple(render.quarantine_lines([view], context.style)))
         view = version_view(store, found)
+    from daemon import render_version
+
     return Answer(view, tuple(render_version.version_lines(view, context.style)))
 
 
@@ -143,6 +145,8 @@ def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:
     view |= explain.derivation(view["artefacts"], row.kind, config=row.config, num_entries=_num_entries(store))
     view["batch_names"] = {batch.sha256[:12]: batch.name for batch in store.ledger.batches()}
     view |= {"config": row.config, "interrupted": _is_interrupted(store, row)}
+    from daemon import render_show
+
     return Answer(view, tuple(render_show.round_lines(view, context.style)))
 
 
@@ -152,6 +156,8 @@ def _show_batch(context: Context, store: Store, found: BatchRow | DuplicateRow) 
     versions = [version.id for version in store.ledger.versions_of(row.sha256)]
     view = views.batch_view(row, versions, store.ledger.duplicates()) | {"interrupted": _is_interrupted(store, row)}
     view["duplicate"] = {"name": found.name, "at": found.at} if isinstance(found, DuplicateRow) else None
+    from daemon import render_show
+
     return Answer(view, tuple(render_show.batch_lines(view, context.style)))
 
 
@@ -187,6 +193,8 @@ def diff(context: Context, args: argparse.Namespace) -> Answer:
         "batch_names": batch_names,
         "tensors": [asdict(item) for item in tensors],
     }
+    from daemon import render_show
+
     notes = () if is_told else tuple(filter(None, [judges_shown.note(sides)]))
     return Answer(view, tuple(render_show.diff_lines(view, context.style)), notes=notes)
 

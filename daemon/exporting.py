@@ -22,6 +22,8 @@ from state.store import Store
 CARD, BILL = "README.md", "bom.cdx.json"
 OVERLAY, MANIFEST, SCRIPT = "overlay.safetensors", "overlay.json", "apply.py"
 MANIFEST_FORMAT: Final = "alignd-overlay"
+MANIFEST_VERSION: Final = 2
+"""In 1 no list of an overlay was packed."""
 _PURPOSE: Final = "export"
 _STAGING: Final = re.compile(re.escape(f"{durable.TEMPORARY_PREFIX}{_PURPOSE}-") + "[0-9a-f]{16}")
 
@@ -104,7 +106,7 @@ def manifest(version: View, digest: str) -> dict[str, Any]:
     told = {key: value for key, value in version.items() if key not in ("base", "files")}
     return {
         "format": MANIFEST_FORMAT,
-        "format_version": 1,
+        "format_version": MANIFEST_VERSION,
         "overlay": {"file": OVERLAY, "sha256": digest},
         "base": version["base"],
         "result": {"files": version["files"]},

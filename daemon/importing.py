@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from daemon.compare import touched
-from daemon.exporting import MANIFEST, MANIFEST_FORMAT, OVERLAY, manifest, write_overlay
+from daemon.exporting import MANIFEST, MANIFEST_FORMAT, MANIFEST_VERSION, OVERLAY, manifest, write_overlay
 from daemon.views import plain
 from state import durable, overlay
 from state.batches import file_sha256
@@ -149,8 +149,8 @@ def _read(path: Path, source: Path) -> _Manifest:
         found = msgspec.convert(read_object(path), _Manifest)
     except msgspec.ValidationError as err:
         raise ModelFormatError(f"{source / MANIFEST} is no manifest of an overlay: {err}", _AGAIN) from err
-    if (found.format, found.format_version) != (MANIFEST_FORMAT, 1):
-        what = f"{found.format} {found.format_version}, expected {MANIFEST_FORMAT} 1"
+    if found.format != MANIFEST_FORMAT or not 1 <= found.format_version <= MANIFEST_VERSION:
+        what = f"{found.format} {found.format_version}, expected {MANIFEST_FORMAT} 1 to {MANIFEST_VERSION}"
         raise ModelFormatError(f"{source / MANIFEST} is of format {what}", "export it with the alignd of this home")
     return found
 

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 from patches.refusals import REFUSALS
@@ -38,6 +39,8 @@ def _is_unspaced(char: str) -> bool:
 
 
 _REFUSAL = re.compile("|".join([_SORRY, *map(_whole_words, REFUSALS)]))
+_STEMS = ("sorry", *REFUSALS)
+"""What matches the pattern has one of these in it, and most answers have none: to look for them takes far less time."""
 _WORD = re.compile(r"\w+(?:'\w+)?", re.UNICODE)
 
 
@@ -120,9 +123,15 @@ class RuleJudge:
     def is_refusal(self, text: str) -> bool:
         """Whether the opening is that of a refusal."""
         opening = _normal(text)[:OPENING_CHARS]
-        return bool(_REFUSAL.search(opening)) or any(
-            re.match(_whole_words(_normal(phrase)), opening) for phrase in self.extra_refusals
+        may_be = any(map(opening.__contains__, _STEMS))
+        return (may_be and bool(_REFUSAL.search(opening))) or any(
+            pattern.match(opening) for pattern in _openings(tuple(self.extra_refusals))
         )
+
+
+@lru_cache(maxsize=64)
+def _openings(phrases: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(_whole_words(_normal(phrase))) for phrase in phrases)
 
 
 def is_degenerate(text: str) -> bool:

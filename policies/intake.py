@@ -204,7 +204,7 @@ def _mark_long(
 
 
 def _num_words(text: str) -> int:
-    return max(len(text.split(maxsplit=64)), len(_UNSPACED.findall(text[:1000])))
+    return max(len(text.split(maxsplit=64)), 0 if text.isascii() else len(_UNSPACED.findall(text[:1000])))
 
 
 def _decide(num_rows: int, num_kept: int, dropped: Mapping[str, int], config: IntakeConfig) -> Decision:

@@ -8,7 +8,9 @@ Python 3.9 or newer and numpy, and nothing else of ours.
 
 The overlay is a safetensors file. For each tensor that differs it holds `NAME.values`, the new raw entries as unsigned
 integers of the tensor's item size, and `NAME.steps`, their flat positions as bytes: a byte below 255 goes that many
-entries further and names the one it lands on (then steps past it); 255 goes 255 further and names none.
+entries further and names the one it lands on (then steps past it); 255 goes 255 further and names none. Where that is
+smaller, uint8 `NAME.steps.zlib` and `NAME.values.U16.zlib` (or another width) stand for them: zlib streams behind one
+another, the first of the lowest bytes of all entries, the next of the next ones.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ import os
 import shutil
 import struct
 import sys
+import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 MANIFEST, OVERLAY = "overlay.json", "overlay.safetensors"
-STEPS, VALUES = ".steps", ".values"
+STEPS, VALUES, PACKED = ".steps", ".values", ".zlib"
 SKIP = 255
 READ_BYTES = 1 << 20
 
@@ -83,8 +86,8 @@ def _manifest(path: Path) -> dict[str, Any]:
         number, _ = manifest["format_version"], manifest["overlay"]["sha256"]
     except (ValueError, KeyError, TypeError) as err:
         raise ApplyError(f"{path} is no manifest of an overlay: {err!r}") from err
-    if number != 1:
-        raise ApplyError(f"{path} has format_version {number}; this script knows 1")
+    if number not in (1, 2):
+        raise ApplyError(f"{path} has format_version {number}; this script knows 1 and 2")
     for name in names:
         parts = PurePosixPath(name).parts
         if not parts or name.startswith("/") or ".." in parts:
@@ -93,7 +96,7 @@ def _manifest(path: Path) -> dict[str, Any]:
 
 
 def _build(base: Path, overlay: Path, staging: Path, manifest: dict[str, Any]) -> None:
-    edits = _lists(overlay)
+    edits = _parts(overlay)
     names = {key[: -len(STEPS)] for key in edits if key.endswith(STEPS)}
     for name in sorted(manifest["result"]["files"]):
         source, target = base / name, staging / name
@@ -135,10 +138,28 @@ def _lists(path: Path) -> dict[str, tuple[str, int, int]]:
     return found
 
 
-def _load(path: Path, place: tuple[str, int, int]) -> np.ndarray[Any, Any]:
-    dtype, start, num_bytes = place
+def _parts(overlay: Path) -> dict[str, tuple[str, int, int, bool]]:
+    """Of an overlay: NAME.steps or NAME.values -> dtype of its entries, first byte, number of bytes, whether it is packed."""
+    found = {}
+    for key, (dtype, start, num_bytes) in _lists(overlay).items():
+        plain = key[: -len(PACKED)] if key.endswith(PACKED) else key
+        if plain != key and not plain.endswith(STEPS):
+            plain, dtype = plain.rsplit(".", 1)
+        found[plain] = (dtype, start, num_bytes, plain != key)
+    return found
+
+
+def _load(path: Path, part: tuple[str, int, int, bool]) -> np.ndarray[Any, Any]:
+    dtype, start, num_bytes, is_packed = part
     item = np.dtype({"U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}[dtype])
-    return np.fromfile(path, item, num_bytes // item.itemsize, offset=start)
+    if not is_packed:
+        return np.fromfile(path, item, num_bytes // item.itemsize, offset=start)
+    rest, planes = np.fromfile(path, "u1", num_bytes, offset=start).tobytes(), []
+    for _ in range(item.itemsize):
+        unpacker = zlib.decompressobj()
+        planes.append(np.frombuffer(unpacker.decompress(rest), "u1"))
+        rest = unpacker.unused_data
+    return np.ascontiguousarray(np.stack(planes, axis=1)).view(item).reshape(-1)
 
 
 def _positions(stream: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from numpy.typing import NDArray
 from state import durable
 from state.errors import ModelFormatError, StoreCorruptError
 from state.header import TensorInfo, header_bytes, read_header, read_metadata
+from state.packing import pack, unpack
 
 SKIP = 255
-STEPS, VALUES = ".steps", ".values"
+STEPS, VALUES, PACKED = ".steps", ".values", ".zlib"
 _NAMES: dict[np.dtype[Any], str] = {np.dtype(np.uint8): "U8", np.dtype(np.uint16): "U16", np.dtype(np.uint32): "U32",
           np.dtype(np.uint64): "U64", np.dtype(np.float32): "F32"}  # fmt: skip
 _TYPES = {name: dtype for dtype, name in _NAMES.items()}
+_PACKED_KEY = re.compile(rf"(.*)(\.steps|\.values\.({'|'.join(_TYPES)}))\.zlib", re.DOTALL)
 Pair = tuple[NDArray[np.int64], NDArray[Any]]
 
 
@@ -61,13 +65,18 @@ class GapWriter:
 
     The file is a safetensors file with `<name>.steps` (uint8) and `<name>.values`; equal content gives equal bytes,
     in whatever order it was added. Use as a context manager: complete at its end, or absent.
+
+    Where it is packed, and only where that is smaller, uint8 `<name>.steps.zlib` and `<name>.values.U16.zlib` (or another
+    width) stand for them. Other builds of zlib may give other bytes, which say the same.
     """
 
-    def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, metadata: Mapping[str, str], *, packed: bool = False) -> None:
         self.path = path
         self.digest = ""
         """SHA-256 of the file; set when the block has ended."""
         self._metadata = metadata
+        self._packed = packed
+        self._names: set[str] = set()
         self._parts: dict[str, tuple[str, int, int, int]] = {}  # name -> dtype, entries, start, bytes
         self._spill = path.with_name(f"{durable.TEMPORARY_PREFIX}{path.name}.spill.{os.urandom(4).hex()}")
         self._out = durable.Writer(self._spill)
@@ -80,8 +89,9 @@ class GapWriter:
         """
         if indices.ndim != 1 or indices.shape != values.shape:
             raise ValueError(f"{name}: shapes {indices.shape} and {values.shape}, expected (n,) twice")
-        if name + STEPS in self._parts:
+        if name in self._names:
             raise ValueError(f"{name} was added before")
+        self._names.add(name)
         self._append(name + STEPS, encode(indices))
         self._append(name + VALUES, np.ascontiguousarray(values))
 
@@ -95,7 +105,11 @@ class GapWriter:
         finally:
             self._out.abandon()
 
-    def _append(self, key: str, data: NDArray[np.generic]) -> None:
+    def _append(self, key: str, data: NDArray[Any]) -> None:
+        packed = np.frombuffer(pack(data), np.uint8) if self._packed else data
+        if packed.nbytes < data.nbytes:
+            key = f"{key}{PACKED}" if key.endswith(STEPS) else f"{key}.{_NAMES[data.dtype]}{PACKED}"
+            data = packed
         self._parts[key] = (_NAMES[data.dtype], data.size, self._out.num_bytes, data.nbytes)
         self._out.write(data.tobytes())
 
@@ -123,21 +137,24 @@ class GapFile(Mapping[str, Pair]):
             StoreCorruptError: it is no such file; names it.
         """
         self.path = path
+        self._steps: dict[str, _Part] = {}
+        self._values: dict[str, _Part] = {}
         try:
-            self._infos = {info.name: info for info in read_header(path, path.name)}
+            for info in read_header(path, path.name):
+                self._file_part(info)
             self.metadata = read_metadata(path)
         except (ModelFormatError, OSError) as err:
             raise StoreCorruptError(f"{path}: {err}", "`alignd verify` tells what else is damaged") from err
-        self._names = [key.removesuffix(STEPS) for key in self._infos if key.endswith(STEPS)]
-        if {name + end for name in self._names for end in (STEPS, VALUES)} != self._infos.keys():
+        if self._steps.keys() != self._values.keys():
             raise StoreCorruptError(f"{path}: positions and values do not pair up")
 
     def __getitem__(self, name: str) -> Pair:
-        stream, values = self._load(self._infos[name + STEPS]), self._load(self._infos[name + VALUES])
-        if stream.dtype != np.uint8:
-            raise StoreCorruptError(f"{self.path}: {name}: positions are {stream.dtype}, expected uint8")
+        steps, part = self._steps[name], self._values[name]
         try:
-            indices = decode(stream)
+            if steps.dtype != np.uint8:
+                raise ValueError(f"positions are {steps.dtype}, expected uint8")
+            indices = decode(self._load(steps, None))
+            values = self._load(part, len(indices))
         except ValueError as err:
             raise StoreCorruptError(f"{self.path}: {name}: {err}") from err
         if len(indices) != len(values):
@@ -145,17 +162,41 @@ class GapFile(Mapping[str, Pair]):
         return indices, values
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._steps)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._steps)
 
-    def _load(self, info: TensorInfo) -> NDArray[Any]:
-        dtype = _TYPES.get(info.dtype)
-        if dtype is None:
+    def _file_part(self, info: TensorInfo) -> None:
+        packed = _PACKED_KEY.fullmatch(info.name)
+        if packed is None:
+            name, end, dtype = info.name, STEPS if info.name.endswith(STEPS) else VALUES, info.dtype
+            name = name.removesuffix(end)
+        else:
+            name, end, dtype = packed[1], STEPS if packed[2] == STEPS else VALUES, packed[3] or "U8"
+        if dtype not in _TYPES or (packed is not None and info.dtype != "U8"):
             raise StoreCorruptError(f"{self.path}: {info.name} has dtype {info.dtype}")
+        parts = self._steps if end == STEPS else self._values
+        if name == info.name or name in parts:
+            raise StoreCorruptError(f"{self.path}: positions and values do not pair up")
+        parts[name] = _Part(info, _TYPES[dtype], packed is not None)
+
+    def _load(self, part: _Part, num_items: int | None) -> NDArray[Any]:
         with self.path.open("rb") as file:
-            return np.fromfile(file, dtype, info.num_entries, offset=info.start)
+            if not part.is_packed:
+                return np.fromfile(file, part.dtype, part.info.num_entries, offset=part.info.start)
+            file.seek(part.info.start)
+            return unpack(file.read(part.info.num_bytes), part.dtype, num_items)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Positions or values of one name in a file."""
+
+    info: TensorInfo
+    dtype: np.dtype[Any]
+    """Of the items when they are unpacked."""
+    is_packed: bool
 
 
 @contextmanager

@@ -31,7 +31,7 @@ class OverlayWriter:
     """
 
     def __init__(self, path: Path, metadata: Mapping[str, str]) -> None:
-        self._writer = GapWriter(path, metadata)
+        self._writer = GapWriter(path, metadata, packed=True)
 
     @property
     def digest(self) -> str:
@@ -102,7 +102,8 @@ class Chain(Mapping[str, Edit]):
 def write(path: Path, edits: Mapping[str, Edit], metadata: Mapping[str, str]) -> str:
     """Write all edits as one overlay and return its SHA-256; equal edits give equal bytes.
 
-    At 5 % of bf16 entries touched, the file is under 12 % of the model: two bytes a value, about one a position.
+    At 5 % of bf16 entries touched, the file is under 12 % of the model: two bytes a value and about one a position, less
+    what a Huffman code saves.
     """
     with OverlayWriter(path, metadata) as writer:
         for name in edits:

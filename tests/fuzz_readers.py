@@ -243,11 +243,13 @@ def _gap_file(kind: str) -> bytes:
         "w": (np.array([0, 3, 700]), np.array([5, 6, 7], np.uint16)),
         "v": (np.array([2]), np.array([9], np.uint32)),
     }
+    if kind == "packed overlay":  # only of long lists anything is packed
+        edits["v"] = (np.arange(90) * 7, np.arange(90, dtype=np.uint16))
     deltas: dict[str, tuple[Any, Any]] = {"w": (np.array([0, 3, 700]), np.array([0.5, -1, 2], np.float32))}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "f")
-        with gaps.GapWriter(path, {"round": "r1"}) as out:
-            for name, (indices, values) in (edits if kind == "overlay" else deltas).items():
+        with gaps.GapWriter(path, {"round": "r1"}, packed=kind == "packed overlay") as out:
+            for name, (indices, values) in (edits if kind.endswith("overlay") else deltas).items():
                 out.add(name, indices, values)
             if kind == "patch with kinds":
                 out.add("w#kinds", deltas["w"][0], np.array([1, 2, 3], np.uint8))
@@ -453,7 +455,8 @@ _READERS: Final = (
     _model_reader("tokenizer_config.json"),
     _model_reader("tokenizer.json"),
     _model_reader("model.safetensors.index.json"),
-    Reader("overlay", read_overlay, _CORRUPT, lambda: (_gap_file("overlay"),), "overlay.safetensors", mutate_header,
+    Reader("overlay", read_overlay, _CORRUPT, lambda: tuple(map(_gap_file, ("overlay", "packed overlay"))),
+           "overlay.safetensors", mutate_header,
            inputs.odd_safetensors),
     Reader("patch file", read_patch, _CORRUPT, lambda: tuple(map(_gap_file, ("patch", "patch with kinds"))),
            "f00d.safetensors", mutate_header, inputs.odd_safetensors),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 
 from benchmarks.speed.__main__ import NAMES, _measures
 from benchmarks.speed.models import Shape, make
-from benchmarks.speed.rows import Row, interleaved, table
+from benchmarks.speed.rows import Row, interleaved, processor_seconds, table
 from benchmarks.speed.store import RandomEntries, _zstd_bytes
 from daemon.candidate import MergedEdits
 from state.tensors import ModelFolder
@@ -40,6 +43,13 @@ def test_both_sides_run_in_turns_and_the_first_of_each_does_not_count() -> None:
     calls: list[str] = []
     interleaved(lambda: calls.append("ours"), lambda: calls.append("peer"), times=3)
     assert calls == ["ours", "peer"] * 4
+
+
+def test_processor_time_counts_work_and_that_of_children_but_no_waiting() -> None:
+    assert processor_seconds(lambda: time.sleep(0.3)) < 0.2
+    assert processor_seconds(lambda: sum(range(10_000_000))) > 0.05
+    child = [sys.executable, "-c", "sum(range(10_000_000))"]
+    assert processor_seconds(lambda: subprocess.run(child, check=True)) > 0.05
 
 
 def test_a_model_made_on_the_spot_is_one_and_as_large_as_its_shape(tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_a_manifest_that_is_none_is_named(alignd: Alignd, exported: Path, text: 
 
 def test_a_later_format_and_a_link_are_refused(alignd: Alignd, exported: Path) -> None:
     told = json.loads((exported / "overlay.json").read_text())
-    (exported / "overlay.json").write_text(json.dumps(told | {"format_version": 2}))
+    (exported / "overlay.json").write_text(json.dumps(told | {"format_version": 3}))
     assert alignd("import", str(exported))[0] == exitcodes.CONFIG
     (exported / "overlay.json").write_text(json.dumps(told))
     (exported / "overlay.safetensors").rename(exported / "real")

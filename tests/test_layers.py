@@ -189,6 +189,14 @@ def test_the_supervisor_loads_no_torch(start: str) -> None:
     assert {name: by for name, by in reached.items() if name.split(".")[0] in TENSORS | {"patches"}} == {}
 
 
+def test_the_command_line_loads_only_what_every_command_needs() -> None:
+    """A rollback must be quick: what numbers, settings and long explanations need is imported where it is used."""
+    reached = loaded_at_start(read_modules(), "daemon.cli")
+    heavy = {"numpy", "msgspec", "structlog", "logging", "jinja2", "rich", "pyarrow", "policies", "patches"}
+    assert {name: by for name, by in reached.items() if name.split(".")[0] in heavy} == {}
+    assert not {"daemon.render_show", "daemon.render_version", "daemon.render_bisect", "daemon.config"} & reached.keys()
+
+
 def test_torch_behind_two_imports_of_the_supervisor_is_found() -> None:
     planted = {
         "daemon.service": "from daemon import round",

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from patches import judge
 from patches.judge import Content, RuleJudge, is_degenerate, learn_refusals, words
 
 LONG_ANSWER = (
@@ -196,3 +197,27 @@ def test_an_opening_must_stand_before_a_tenth_of_many_answers() -> None:
     assert learn_refusals(["nix da my friend"] * 4 + others, []) == ()
     assert learn_refusals(["nix da my friend"] * 11 + others[:89], []) == ("nix da my friend",)
     assert learn_refusals(["", ""] * 20, []) == ()
+
+
+_piece = st.sampled_from(
+    [*judge.REFUSALS, "sorry", "safe. Sorry", "I CANNOT", "as an aid", "zorp", ".", ",", "I’m", "你", " ", "\n"]
+)
+
+
+@given(st.lists(_piece | st.text(max_size=5), max_size=8))
+def test_what_is_looked_for_first_changes_no_label(pieces: list[str]) -> None:
+    """The stems only spare the pattern's time: the pattern alone says the same."""
+    for text in ("".join(pieces), " ".join(pieces)):
+        opening = judge._normal(text)[: judge.OPENING_CHARS]
+        assert RuleJudge().is_refusal(text) is bool(judge._REFUSAL.search(opening))
+
+
+@pytest.mark.parametrize("phrase", [*judge.REFUSALS, "sorry"])
+def test_every_refusal_has_a_stem_that_is_looked_for_first(phrase: str) -> None:
+    assert any(stem in phrase for stem in judge._STEMS) and RuleJudge().is_refusal(phrase)
+
+
+def test_openings_of_two_judges_are_kept_apart() -> None:
+    one, other = RuleJudge(["Zorp me"]), RuleJudge(("vask",))
+    assert one.is_refusal("zorp  ME not") and not one.is_refusal("vask") and other.is_refusal("Vask, no")
+    assert not other.is_refusal("zorp me")

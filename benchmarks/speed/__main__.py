@@ -1,6 +1,7 @@
 """`python -m benchmarks.speed` measures every row in a process of its own, prints the table and keeps it.
 
-The results say which commit and machine made them. `--row NAME` measures one; nothing is kept then.
+The results say which commit and machine made them. `--row NAME` measures one; nothing is kept then. `--growth` measures
+instead how each step grows, and keeps that in files of its own, with plots.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast
 
+from benchmarks.speed import growth, growth_plots, growth_steps
 from benchmarks.speed.rows import Row, table
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
@@ -56,11 +58,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--without", action="append", choices=NAMES, default=[], help="all but these; what is kept says so"
     )
+    parser.add_argument(
+        "--growth",
+        nargs="*",
+        choices=growth_steps.AXES,
+        metavar="AXIS",
+        help="against rows, parameters and rounds, or some",
+    )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.child:
         print(json.dumps([row.__dict__ for row in _measured(options.row[0])]))
         return 0
+    if options.growth is not None:
+        return _growth(options.growth or growth_steps.AXES)
     rows: list[Row] = []
     for name in options.row or [name for name in NAMES if name not in options.without]:
         print(f"{name} …", file=sys.stderr, flush=True)
@@ -70,6 +81,25 @@ def main(argv: list[str] | None = None) -> int:
         kept = _about() | {"without": options.without, "rows": [row.to_dict() for row in rows]}
         RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
         print(f"kept in {RESULTS.relative_to(ROOT)}")
+    return 0
+
+
+def _growth(axes: Sequence[str]) -> int:
+    """Measure against some axes; what is kept of the others stays."""
+    folder = WORK / f"growth-{os.getpid()}"
+    about = _about()
+    try:
+        found = [curve.to_dict() | {"about": about} for curve in growth.curves(folder, axes)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    path = RESULTS.parent / "growth.json"
+    old = json.loads(path.read_text()) if path.exists() else []
+    kept = [curve for curve in old if curve["axis"] not in axes] + found
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+    curves = [growth.Curve.of(curve) for curve in kept]
+    print(growth.table(curves))
+    for drawn in growth_plots.plot(curves, RESULTS.parent):
+        print(f"drawn in {drawn.relative_to(ROOT)}")
     return 0
 
 

@@ -58,6 +58,7 @@ SHAPES: Final = {
         Shape("0.3B", 1024, 2816, 24, 16, 16),
         Shape("1B", 2048, 5632, 22, 32, 4),
         Shape("3B", 3200, 8640, 26, 32, 32),
+        Shape("8B", 4096, 14336, 32, 32, 8, vocabulary=128256),
     )
 }
 
@@ -68,7 +69,7 @@ def make(shape: Shape, folder: Path) -> Path:
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if (TOKENIZER / name).exists():
             shutil.copy(TOKENIZER / name, folder / name)
-    (folder / "config.json").write_text(json.dumps(_config(shape), indent=2))
+    (folder / "config.json").write_text(json.dumps(config_of(shape), indent=2))
     generator = torch.Generator().manual_seed(0)
     parts: list[dict[str, torch.Tensor]] = [{}]
     names: list[list[str]] = []
@@ -88,7 +89,8 @@ def make(shape: Shape, folder: Path) -> Path:
     return folder
 
 
-def _config(shape: Shape) -> dict[str, object]:
+def config_of(shape: Shape) -> dict[str, object]:
+    """What its config.json says."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
