@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patches import judge
+from patches import judge, refusals
 from patches.judge import Content, RuleJudge, is_degenerate, learn_refusals, words
-from patches.refusals import REFUSALS
 
 LONG_ANSWER = (
     "First take three zims and a grolt, and warm them over a low fire until the brindle sings twice. Then pour the vask "
@@ -201,7 +200,7 @@ def test_an_opening_must_stand_before_a_tenth_of_many_answers() -> None:
 
 
 _piece = st.sampled_from(
-    [*REFUSALS, "sorry", "safe. Sorry", "I CANNOT", "as an aid", "zorp", ".", ",", "I’m", "你", " ", "\n"]
+    [*refusals.REFUSALS, "sorry", "safe. Sorry", "I CANNOT", "as an aid", "zorp", ".", ",", "I’m", "你", " ", "\n"]
 )
 
 
@@ -213,7 +212,7 @@ def test_what_is_looked_for_first_changes_no_label(pieces: list[str]) -> None:
         assert RuleJudge().is_refusal(text) is bool(judge._REFUSAL.search(opening))
 
 
-@pytest.mark.parametrize("phrase", [*REFUSALS, "sorry"])
+@pytest.mark.parametrize("phrase", [*refusals.REFUSALS, "sorry"])
 def test_every_refusal_has_a_stem_that_is_looked_for_first(phrase: str) -> None:
     assert any(stem in phrase for stem in judge._STEMS) and RuleJudge().is_refusal(phrase)
 
