@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,13 @@ def _plot(axis: str, curves: Sequence[Curve], folder: Path) -> Path:
     for curve in curves:
         sizes = [point.size for point in curve.points]
         time.plot(sizes, [point.seconds for point in curve.points], "o-", ms=3, lw=1, label=curve.step)
-        taken = [math.nan if point.mib is None else max(LEAST_MIB, point.mib) for point in curve.points]
-        memory.plot(sizes, taken, "o-", ms=3, lw=1, label=curve.step)
+        taken = [(point.size, max(LEAST_MIB, point.mib)) for point in curve.points if point.mib is not None]
+        memory.plot([size for size, _ in taken], [mib for _, mib in taken], "o-", ms=3, lw=1, label=curve.step)
     _linear(time, curves)
     time.set(ylabel="seconds of the processor")
     memory.set(ylabel=f"MiB at most, above what was there ({LEAST_MIB:g}: none)")
     if all(point.mib is None for curve in curves for point in curve.points):
-        memory.set(ylim=(1, 10))  # of nothing there is no scale
+        memory.set(xlim=time.get_xlim(), ylim=(1, 10))  # of nothing there is no scale
         memory.text(0.5, 0.5, "not measured", transform=memory.transAxes, ha="center")
     for each in (time, memory):
         each.set(xscale="log", yscale="log", xlabel=WHAT[axis])
