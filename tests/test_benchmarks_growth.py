@@ -105,7 +105,7 @@ def test_a_picture_an_axis_has_every_curve_and_is_the_same_each_time(tmp_path: P
     curves = [
         curve(1, step="one"),
         curve(2, step="two"),
-        Curve("three", "rounds", (Point(1, 1, None), Point(9, 2, None))),
+        Curve("three", "rounds", (Point(1, 1, None), Point(100, 2, None))),
     ]
     paths = growth_plots.plot(curves, tmp_path)
     assert [path.name for path in paths] == ["growth-rows.svg", "growth-rounds.svg"]

@@ -36,7 +36,9 @@ def _plot(axis: str, curves: Sequence[Curve], folder: Path) -> Path:
     time.set(ylabel="seconds of the processor")
     memory.set(ylabel=f"MiB at most, above what was there ({LEAST_MIB:g}: none)")
     if all(point.mib is None for curve in curves for point in curve.points):
-        memory.set(xlim=time.get_xlim(), ylim=(1, 10))  # of nothing there is no scale
+        memory.set(
+            xlim=(curves[0].points[0].size, curves[0].points[-1].size), ylim=(1, 10)
+        )  # of nothing there is no scale
         memory.text(0.5, 0.5, "not measured", transform=memory.transAxes, ha="center")
     for each in (time, memory):
         each.set(xscale="log", yscale="log", xlabel=WHAT[axis])
