@@ -62,7 +62,8 @@ class InboxSection(Section, frozen=True):
     mode: Literal["auto", "inotify", "poll"] = "auto"
     """How changes are noticed: auto = inotify where it works, else by looking again and again."""
     completion: Literal["quiescence", "marker", "manifest"] = "quiescence"
-    """When a drop is whole: quiescence = it stood still; marker = a file beside it says so; manifest = all that its manifest lists is there."""
+    """When a drop is whole: quiescence = it stood still; marker = a file beside it says so; manifest = all that its manifest
+    lists is there."""
     settle_s: Seconds = 5.0
     """A drop is complete when size, times, inode and members stood still for this long."""
     rescan_s: Annotated[float, Meta(gt=0)] = 60.0
@@ -201,7 +202,8 @@ class MergeSection(Section, frozen=True):
     mask: Literal["difference", "joint"] = "joint"
     """difference: TS \\ TO and TO \\ TS, as published. joint: the top set of the sum of both patches."""
     accumulate: Literal["opposed", "protect", "off"] = "off"
-    """What earlier rounds' entries are to later ones: opposed = the other kind of patch leaves them alone, as published; protect = both do; off = nothing."""
+    """What earlier rounds' entries are to later ones: opposed = the other kind of patch leaves them alone, as published;
+    protect = both do; off = nothing."""
     rescale: bool = False
     """Divide kept entries by p, as DARE does."""
     score_rows: Positive = 128

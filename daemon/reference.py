@@ -29,6 +29,7 @@ _HOME_FILES: Final = {
     "web-token": "What a change on [the page](page.md) needs; 0600, made when the page is first served.",
     "run/progress.json": "What the service does right now, for `status`.",
     "run/checked.jsonl": "What a `verify` that was cut short had found whole, for `verify --resume`.",
+    "run/verified.json": "What the last check of the store found, for `status` and `doctor`.",
     ".create.lock": "Held while a home is made.",
 }
 """What lies in a home beside what `state.layout` names."""

@@ -74,9 +74,19 @@ def _section(kind: type[Any], default: Any, at: str) -> Iterator[str]:
         value = default_of(field) if default is None else getattr(default, field.name)
         nested = _nested(field.type)
         if nested is None:
-            rows.append(f"| `{field.encode_name}` | {_allowed(field.type)} | {_shown(value)} | {_text(below, field)} |\n")
+            rows.append(
+                f"| `{field.encode_name}` | {_allowed(field.type)} | {_shown(value)} | {_text(below, field)} |\n"
+            )
         else:
-            inner.append((nested, value, f"{at}.{field.encode_name}".lstrip("."), field.type is not nested, below.get(field.name, "")))
+            inner.append(
+                (
+                    nested,
+                    value,
+                    f"{at}.{field.encode_name}".lstrip("."),
+                    field.type is not nested,
+                    below.get(field.name, ""),
+                )
+            )
     if at:
         yield f"\n### {at}\n\n{_about(kind)}\n"
     else:

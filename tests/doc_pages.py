@@ -110,5 +110,5 @@ def unlike(shown: tuple[str, ...], told: str) -> str:
 def _shape(line: str) -> str:
     line = re.sub(r"\b(?=[0-9a-f]*[0-9])[0-9a-f]{12,}\b", "ID", line)
     line = re.sub(r"[█░▏▎▍▌▋▊▉▁▂▃▄▅▆▇]+", "BAR", line)
-    line = re.sub(r"\d+(?:[.,:]\d+)*", "N", line)
+    line = re.sub(r"\d+(?:[.,:]\d+)*(?:e-?\d+)?", "N", line)
     return " ".join(re.sub(r"[-─]+", "-", line).split())
