@@ -174,7 +174,13 @@ class Shell:
 
     def _surroundings(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return {**environment(), "PATH": path, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {
+            **environment(),
+            "PATH": path,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "COLUMNS": "250",
+        }
 
 
 def hurry(home: Path) -> None:
