@@ -66,6 +66,9 @@ def test_every_setting_is_there_with_its_default() -> None:
         '| `derive.safety.objective` | `"ascent"` |',
     ):
         assert line in page
+    assert not re.search(r"^\| `.*\|  \|$", page, re.M), (
+        "a setting without a meaning: say it in a string below the field"
+    )
     assert set(_keys(Config)) <= set(re.findall(r"^\| `(\w+)` \|", page, re.M))
 
 

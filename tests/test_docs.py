@@ -31,9 +31,10 @@ NOT_RUN = {
     "needs systemd": 2,
     "these run the tests, which run this page": 1,
     "needs a serving engine": 1,
+    "needs lm-evaluation-harness": 1,
 }
-UNTYPED = {"logs"}
-"""Commands of alignd that no test here can type: what they show is systemd's."""
+UNTYPED = {"logs", "bench-tasks", "probes from-tasks"}
+"""Commands of alignd that no page types where a test runs: they need systemd, and lm-evaluation-harness."""
 LOADED = re.compile(
     r"<(?:script|img|iframe|source|link|embed|object)\b[^>]*?\b(?:src|href|data)=[\"']([^\"']+)", re.DOTALL
 )
