@@ -28,6 +28,7 @@ _HOME_FILES: Final = {
     "signers/": "Public keys that batches may be signed with: `[inbox] signers`.",
     "web-token": "What a change on [the page](page.md) needs; 0600, made when the page is first served.",
     "run/progress.json": "What the service does right now, for `status`.",
+    "store/ledger-schema-N.db": "The ledger as it was before an upgrade from schema N.",
     "run/durations.json": "How long the steps of the last rounds took, for the time that is left.",
     "run/checked.jsonl": "What a `verify` that was cut short had found whole, for `verify --resume`.",
     "run/verified.json": "What the last check of the store found, for `status` and `doctor`.",
