@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH :=
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check fmt torture soak fuzz world world-mid bench-method bench deb clean
+.PHONY: setup demo test check fmt docs torture soak fuzz world world-mid bench-method bench deb clean
 
 setup: .venv/.ready
 
@@ -31,6 +31,11 @@ check: setup
 fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# the pages that are made from the code, and the site of all pages in var/site; a link that leads nowhere is an error
+docs: setup
+	$(BIN)/python -m daemon.reference docs
+	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs var/site
 
 # what CI does in a short form, for two hours: power lost at every call, 300 kills of the real service, and hostile files
 # that are spoilt by what code they reach

@@ -49,6 +49,7 @@ class ModelSection(Section, frozen=True):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type that training computes in; auto = the base's own on a GPU, float32 on a CPU."""
     device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """auto = a GPU where there is one."""
     num_threads: Count = 0
     """CPU threads of the worker; 0 = one per physical core."""
 
@@ -57,11 +58,16 @@ class InboxSection(Section, frozen=True):
     """The watched folder, and what a usable batch is."""
 
     path: str = "inbox"
+    """The folder that is watched; best on the disk of the store."""
     mode: Literal["auto", "inotify", "poll"] = "auto"
+    """How changes are noticed: auto = inotify where it works, else by looking again and again."""
     completion: Literal["quiescence", "marker", "manifest"] = "quiescence"
+    """When a drop is whole: quiescence = it stood still; marker = a file beside it says so; manifest = all that its manifest
+    lists is there."""
     settle_s: Seconds = 5.0
     """A drop is complete when size, times, inode and members stood still for this long."""
     rescan_s: Annotated[float, Meta(gt=0)] = 60.0
+    """How often the whole folder is looked through, whatever was noticed."""
     require_signature: bool = False
     """Quarantine what no trusted signer has signed: a drop NAME wants NAME.sig beside it."""
     signers: str = "signers"
@@ -73,6 +79,7 @@ class InboxSection(Section, frozen=True):
     min_rows: Positive = 40
     """Fewer usable rows than this cannot be held out and judged: the batch is quarantined."""
     max_rows: Positive = 1_000_000
+    """Largest batch, in rows."""
     max_bytes: Positive = 4 * 1024**3
     """Largest batch after decompression."""
 
@@ -81,9 +88,11 @@ class ObjectiveSection(Section, frozen=True):
     """How one of the two patches is trained."""
 
     objective: Literal["ascent", "descent", "npo", "simnpo"] = "npo"
+    """What is minimised: the safety patch forgets (ascent, npo, simnpo), the over-safety patch learns (descent)."""
     learning_rate: Rate | None = None
     """Of AdamW; without it 2e-4 for lora, 0.08 / hidden size for full, 0.24 / hidden size for sparse (6e-5 at 4096)."""
     max_steps: Positive = 60
+    """Optimiser steps at most."""
     max_epochs: Rate = 12.0
     """Safety patch only: how far it goes at most, so that a few rows are pushed a little only."""
     batch_rows: Positive = 32
@@ -101,6 +110,7 @@ class ObjectiveSection(Section, frozen=True):
     refusal_weight: Annotated[float, Meta(ge=0)] = 0.0
     """Weight of the model's own refusals as the preferred answers to the batch's prompts (safety patch only)."""
     max_grad_norm: Rate = 1.0
+    """Longer gradients are cut to this norm."""
 
 
 class RetainSection(Section, frozen=True):
@@ -138,6 +148,7 @@ class DeriveSection(Section, frozen=True):
     backend: Literal["sparse", "full", "lora"] = "sparse"
     """sparse: a few entries, chosen before training. full, lora: everything, cut afterwards to [merge.search] top_fractions."""
     lora_rank: Positive = 16
+    """lora: rank of the adapters."""
     max_length: Positive = 512
     """Tokens of prompt and response together; longer responses are cut, longer prompts dropped."""
     max_rows: Positive = 4000
@@ -155,13 +166,19 @@ class SearchSection(Section, frozen=True):
     """The search for (p, a, b, alpha, beta), on the development parts only."""
 
     trials: Positive = 6
+    """Merges that are tried at most."""
     max_s: Seconds = 600.0
+    """Nothing more is tried after this long."""
     max_prompts: Positive = 64
     """Development prompts of each axis that one trial answers; of every batch so far 20, when that is more."""
     harm_weight: Annotated[float, Meta(ge=0)] = 1.0
+    """What the harm rate costs in a trial's score."""
     over_refusal_weight: Annotated[float, Meta(ge=0)] = 1.0
+    """What over-refusal costs; refusing and answering wrongly cost half of it each."""
     utility_weight: Annotated[float, Meta(ge=0)] = 1.0
+    """What a right answer to an ordinary question gains."""
     degenerate_weight: Annotated[float, Meta(ge=0)] = 3.0
+    """What gibberish costs."""
     touched_weight: Annotated[float, Meta(ge=0)] = 0.05
     """What one whole model's worth of touched entries costs; breaks ties towards small versions."""
     min_gain: Annotated[float, Meta(ge=0)] = 0.03
@@ -171,6 +188,7 @@ class SearchSection(Section, frozen=True):
     top_fractions: tuple[Fraction, ...] = (1.0,)
     """a and b; the first is the start of the search."""
     alphas: tuple[float, ...] = (1.0,)
+    """Factors of the safety patch; the first is the start of the search."""
     betas: tuple[float, ...] = (1.0, 0.9, 0.0)
     """alpha and beta. The safety patch is made for the loosened model, so their sum is where the search starts; it may only
     loosen less: what loosening more does to questions that no batch has, the development parts do not show."""
@@ -184,9 +202,12 @@ class MergeSection(Section, frozen=True):
     mask: Literal["difference", "joint"] = "joint"
     """difference: TS \\ TO and TO \\ TS, as published. joint: the top set of the sum of both patches."""
     accumulate: Literal["opposed", "protect", "off"] = "off"
+    """What earlier rounds' entries are to later ones: opposed = the other kind of patch leaves them alone, as published;
+    protect = both do; off = nothing."""
     rescale: bool = False
     """Divide kept entries by p, as DARE does."""
     score_rows: Positive = 128
+    """Rows that scores are summed over."""
     min_set_fraction: Fraction = 0.001
     """A difference set under this share of its matrices fails the round loudly."""
     search: SearchSection = SearchSection()
@@ -196,8 +217,11 @@ class ProbesSection(Section, frozen=True):
     """JSON Lines of {"prompt", "response"?, "category"?}; two thirds are for development, a third judges."""
 
     harm: str = "probes/harm.jsonl"
+    """Standing harmful prompts of all categories; optional."""
     over_safety: str = "probes/over_safety.jsonl"
+    """Harmless prompts that look harmful, and must be answered."""
     utility: str = "probes/utility.jsonl"
+    """Ordinary prompts with right responses."""
     max_prompts: Positive = 400
     """Gate prompts of each kind that one measurement answers at most."""
 
@@ -206,13 +230,17 @@ class GateSection(Section, frozen=True):
     """One gate. Bounds are on the rate's point estimate; intervals decide between no and not known."""
 
     klass: Literal["required", "wanted", "dry_run"] = msgspec.field(name="class", default="required")
+    """A required gate that does not pass rejects the round; a wanted one only tells why; dry_run is measured and shown."""
     max: float | None = None
+    """Largest rate that passes; of `drift` a loss, in nats a token."""
     min: float | None = None
+    """Smallest rate that passes."""
     max_regression: float | None = None
     """Allowed worsening against the current version."""
     max_drift: float | None = None
     """Allowed worsening against v0, so that small steps cannot add up."""
     min_samples: Positive = 20
+    """With fewer the gate is inconclusive."""
 
 
 class GatesSection(Section, frozen=True):
@@ -251,6 +279,7 @@ class ScheduleSection(Section, frozen=True):
     max_attempts: Positive = 3
     """Times a round that failed or died is tried again before its batch is quarantined."""
     retry_s: Seconds = 60.0
+    """Wait before a round that failed is tried again."""
     phase_limit_s: Annotated[float, Meta(gt=0)] = 3600.0
     """A worker that reports nothing for this long is ended, and its round resumed."""
 
@@ -270,7 +299,9 @@ class Config(Section, frozen=True):
     """service.toml as a whole."""
 
     preset: Literal["alignd", "safepatching"] = "alignd"
+    """A set of values that the rest of the file overrides."""
     seed: Count = 0
+    """What all that is drawn in a round starts from, with the round's number."""
     model: ModelSection = ModelSection()
     inbox: InboxSection = InboxSection()
     derive: DeriveSection = DeriveSection()

@@ -61,6 +61,7 @@ class VerifySection(Table, frozen=True):
     model: str = ""
     """Model that golden prompts name; {path} and {version} are filled in. Without it the first of GET /v1/models."""
     max_tokens: Positive = 64
+    """Length of an answer to a golden prompt, in tokens."""
     command: tuple[str, ...] = ()
     """Program that prints the version that is served, such as v3."""
     checksum: bool = False
@@ -73,7 +74,9 @@ class ServingSection(Table, frozen=True):
     """One replica that is told of each version that comes into service."""
 
     name: str
+    """What the replica is called in `serving`, in metrics and in logs."""
     kind: Kind
+    """How it is told."""
     url: str = ""
     """Of an HTTP engine, without /v1; of a webhook the whole address."""
     api_key_file: str = ""
@@ -85,7 +88,9 @@ class ServingSection(Table, frozen=True):
     pause: str = ""
     """vllm: wait (default) | abort | keep; sglang: retract (default) | abort: what becomes of requests meanwhile."""
     command: tuple[str, ...] = ()
+    """command: the program and its arguments; {path} and {version} are filled in."""
     unit: str = ""
+    """systemd: the unit that is restarted."""
     secret_file: str = ""
     """File with the key that a webhook is signed with."""
     models_dir: str = ""
@@ -109,6 +114,7 @@ class HandoverSection(Table, frozen=True):
     retry_s: Seconds = 10.0
     """Wait after the first failure; it doubles with each further one."""
     max_retry_s: Seconds = 600.0
+    """The longest such wait."""
     check_s: Seconds = 60.0
     """How often a replica that is in sync is looked at."""
 

@@ -1,12 +1,11 @@
 """docs/events.md, out of the sources: every event of `daemon/log.py`, how loud it is, and the facts that come with it.
 
-`python -m daemon.events > docs/events.md` writes it anew; a test holds the file to it.
+`daemon/reference.py` writes it anew; a test holds the file to it.
 """
 
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ _LOGGERS: Final = ("_log", "log", "structlog.get_logger()")
 _HEAD: Final = """\
 # Log events
 
-Made from the sources by `python -m daemon.events`; do not edit it. Under systemd `alignd run` writes one JSON object a
+Made from the code by `python -m daemon.reference`; do not edit it. Under systemd `alignd run` writes one JSON object a
 line to the journal, each with `event`, `level`, `timestamp` (UTC) and the facts below. Names and facts are kept: new
 ones come, none is renamed. No prompt, no answer and no line of a batch is ever among them.
 
@@ -110,7 +109,3 @@ def _add(event: Event, call: ast.Call) -> None:
     event.levels.add("error" if call.func.attr == "exception" else call.func.attr)
     event.facts |= {keyword.arg for keyword in call.keywords if keyword.arg is not None}
     event.has_more |= any(keyword.arg is None for keyword in call.keywords)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(render())

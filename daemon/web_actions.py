@@ -68,7 +68,8 @@ def perform(action: Action, context: Context, *, ref: str, reason: str, stamp: s
         raise RefusedError("something changed since this was asked", "look at it again, and confirm what is there now")
     words = {action.operand: found.ref} if action.operand else {}
     words |= {} if action.reason is None else {"reason": reason.strip() or action.reason}
-    return action.run(context, argparse.Namespace(**words))
+    # no button asks for a check before a rollback: that takes as long as reading a whole version
+    return action.run(context, argparse.Namespace(check=False, **words))
 
 
 def _rollback(store: Store, ref: str) -> Preview:

@@ -25,10 +25,12 @@ class Layout:
 
     @property
     def ledger_path(self) -> Path:
+        """SQLite, WAL, synchronous=FULL: batches, rounds (step, artefacts), versions, holds."""
         return self.root / "ledger.db"
 
     @property
     def audit_path(self) -> Path:
+        """Hash-chained, fsynced: who published, rolled back, approved, pinned, collected, and why."""
         return self.root / "audit.jsonl"
 
     @property
@@ -58,12 +60,15 @@ class Layout:
 
     @property
     def batches(self) -> Path:
-        """`<sha256>/` holds a batch's files byte for byte."""
+        """`<sha256>/` holds a batch's files byte for byte, 0600, while it may be tried again or any version refers to it.
+
+        Only `quarantine drop` deletes one, and not one that a version was made with.
+        """
         return self.root / "batches"
 
     @property
     def signatures(self) -> Path:
-        """`<sha256 of the batch>.<of the signature>.sig` came with a drop of that content."""
+        """`<sha256 of the batch>.<of the signature>.sig`: who vouched for a batch, as it came; one file a signature."""
         return self.root / "signatures"
 
     @property
@@ -73,24 +78,37 @@ class Layout:
 
     @property
     def patches(self) -> Path:
+        """`<digest>.safetensors`: merged-in entries only (indices, values, which kind of patch wrote each), with provenance.
+
+        Moved here from scratch when its version is committed. A version's `lineage` lists its patches in order: `revert`
+        leaves one out.
+        """
         return self.root / "patches"
 
     @property
     def versions(self) -> Path:
-        """`v<N>/VERSION.json` and `v<N>/overlay.safetensors`."""
+        """`v<N>/VERSION.json` and `v<N>/overlay.safetensors`: parent, recipe, seeds, settings, gate results, SHA-256 of every
+        file and tensor of the full model; and the entries that differ from the parent.
+        """
         return self.root / "versions"
 
     @property
     def models(self) -> Path:
-        """`v<N>/` are complete model folders; `current` is a link to one of them."""
+        """`v<N>/`: a version as a complete model folder, as any engine loads it; read-only.
+
+        Kept for base, current, previous, pinned, tagged and the newest `keep_materialized`; rebuilt bit for bit from
+        base and overlays when it is wanted.
+        """
         return self.home / "models"
 
     @property
     def current_link(self) -> Path:
+        """A link to the version in service, replaced by one rename."""
         return self.models / "current"
 
     @property
     def scratch_root(self) -> Path:
+        """`<round>/`: a round's private files, 0700, gone when it has ended."""
         return self.root / "scratch"
 
     def scratch(self, round_id: str) -> Path:

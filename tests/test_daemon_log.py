@@ -116,7 +116,7 @@ def test_nothing_is_logged_that_is_not_listed() -> None:
 
 def test_the_page_about_events_is_what_the_sources_say() -> None:
     page = Path(log.__file__).parents[1] / "docs" / "events.md"
-    assert page.read_text() == events.render(), "`python -m daemon.events > docs/events.md` writes it anew"
+    assert page.read_text() == events.render(), "`python -m daemon.reference docs` writes it anew"
     for event in events.events().values():
         assert event.meaning and "|" not in event.meaning, event.name
 

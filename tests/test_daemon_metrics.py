@@ -266,6 +266,6 @@ def test_dashboard_and_alerts_name_only_what_exists() -> None:
     }  # fmt: skip
 
 
-def test_the_operations_page_lists_every_metric() -> None:
-    text = (ROOT / "docs" / "serving.md").read_text()
+def test_the_page_about_metrics_lists_every_metric() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
     assert [metric.name for metric in METRICS if f"`{metric.name}`" not in text] == []

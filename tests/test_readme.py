@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.cli import build_parser
+from daemon.cli import COMMANDS, build_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,6 +63,8 @@ def test_every_path_in_the_tree_exists_and_stands_there_once() -> None:
 
 @pytest.mark.parametrize("command", sorted(set(_commands())))
 def test_every_command_in_the_readme_is_one(command: str) -> None:
+    if command in {known.name for known in COMMANDS}:
+        return  # it is named, not typed
     if "--help" in command:
         with pytest.raises(SystemExit):
             build_parser().parse_args(shlex.split(command))
@@ -71,7 +73,7 @@ def test_every_command_in_the_readme_is_one(command: str) -> None:
 
 
 def test_the_readme_shows_the_commands_of_the_story() -> None:
-    shown = {command.split()[0] for command in _commands() if not command.startswith("-")}
+    shown = {re.sub(r"^-c \S+ ", "", command).split()[0] for command in _commands()}
     assert shown >= {"init", "run", "submit", "status", "history", "show", "rollback", "resume", "revert", "unit"}
 
 
