@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from daemon.checks import Check
-from daemon.child import worker_env
+from daemon.child import CODE_ROOT, worker_env
 
 LIMIT_S: Final = 1800
 """A large model on a slow disk takes its time."""
@@ -28,9 +28,11 @@ _ADVICE: Final = (
 def try_out(folder: Path) -> Check:
     """Loads the model of a folder and lets it answer, in a process that gives its memory back."""
     env = worker_env(os.environ, 0) | {"PYTHONWARNINGS": "ignore"}
-    command = [sys.executable, "-m", "daemon.basetrial", str(folder)]
+    command = [sys.executable, "-m", "daemon.basetrial", str(folder.absolute())]
     try:
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        done = subprocess.run(
+            command, env=env, cwd=CODE_ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return Check(NAME, "bad", f"it was not loaded within {LIMIT_S} s", _ADVICE)
     if done.returncode < 0:

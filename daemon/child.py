@@ -24,7 +24,8 @@ from daemon.progress import Event, decode_event
 MAX_LINE_BYTES: Final = 64 * 1024**2
 """Longest event; a round's result carries every file's and tensor's digest."""
 
-_CODE_ROOT: Final = Path(__file__).resolve().parent.parent
+CODE_ROOT: Final = Path(__file__).resolve().parent.parent
+"""Where a child starts: `python -m` takes modules from the folder that it starts in first, and a user's may hold any."""
 _DROPPED: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID")
 _THREAD_VARIABLES: Final = (
     "OMP_NUM_THREADS",
@@ -108,7 +109,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=dict(env),
-            cwd=_CODE_ROOT,
+            cwd=CODE_ROOT,
             start_new_session=True,
         )
         self._listener = threading.Thread(target=self._listen, name="worker-events", daemon=True)

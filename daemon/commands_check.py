@@ -34,10 +34,9 @@ def verify(context: Context, args: argparse.Namespace) -> Answer:
                 verified.note(store.home, findings)
             num, good = len(names) - len(left_out), "what was looked at is what was written"
             return _findings_answer(context, findings, f"{good}: {num} of {len(names)} parts")
-        if not args.resume:
-            Checked(store.home, deep=args.deep).clear()
-        known = len(Checked(store.home, deep=args.deep).parts())
-        findings = verify_on(store, deep=args.deep, progress=_teller(context, "checked"))
+        known = len(Checked(store.home, deep=args.deep).parts()) if args.resume else 0
+        teller = _teller(context, "checked")
+        findings = verify_on(store, deep=args.deep, progress=teller, anew=not args.resume)
     earlier = f"; {known} of {len(names)} parts were checked by the run before" if known else ""
     return _findings_answer(context, findings, f"everything stored is what was written{earlier}")
 

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from state.store import Store
 
 
+_UNSIGNED: Final = (
+    "signatures are required here ([inbox] require_signature): put NAME.sig beside each drop, or use --sign KEY; what is not "
+    "signed goes to the quarantine"
+)
 UNPUBLISHED: Final = ("rejected", "quarantined", "awaiting_approval", "failed", "aborted")
 """States of a batch or revert that made no version, or one that is not in service."""
 
@@ -125,15 +129,16 @@ def submit(context: Context, args: argparse.Namespace) -> Answer:
     try:
         known = known_state(store)
         drops = [put(Path(path), inbox, config.inbox, known=known, sign=sign) for path in args.paths]
+        notes = (_UNSIGNED,) if config.inbox.require_signature and sign is None else ()
         if not args.wait:
-            return _submitted(context, drops, [])
+            return _submitted(context, drops, [], notes)
         if store is None:
             raise StoreMissingError(f"{context.home} has no store", "`alignd run` makes one from service.toml")
         fates = [follow(store, drop, inbox, timeout_s=args.timeout) for drop in drops]
     finally:
         if store is not None:
             store.close()
-    return _submitted(context, drops, fates)
+    return _submitted(context, drops, fates, notes)
 
 
 def _signer(key: str) -> Callable[[Path], bytes]:
@@ -149,7 +154,7 @@ def _store_or_none(context: Context) -> Store | None:
         return None
 
 
-def _submitted(context: Context, drops: Sequence[Submitted], fates: Sequence[Fate]) -> Answer:
+def _submitted(context: Context, drops: Sequence[Submitted], fates: Sequence[Fate], notes: tuple[str, ...]) -> Answer:
     from state.queue import RETRY_STATES
 
     listed: list[dict[str, Any]] = [asdict(drop) for drop in drops]
@@ -165,7 +170,7 @@ def _submitted(context: Context, drops: Sequence[Submitted], fates: Sequence[Fat
             listed[i] |= {"state": fate.state, "reason": fate.reason}
             text += _fate_text(fate, drop)
         lines += wrapped(text, context.style, indent=4)
-    return Answer(listed, tuple(lines), max((fate.code for fate in fates), default=exitcodes.OK))
+    return Answer(listed, tuple(lines), max((fate.code for fate in fates), default=exitcodes.OK), notes=notes)
 
 
 def _fate_text(fate: Fate, drop: Submitted) -> str:

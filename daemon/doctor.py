@@ -245,10 +245,23 @@ def probe_checks(home: Path, config: Config) -> Iterator[Check]:
     if not missing:
         counts = f"{len(files.over_safety)} over-safety, {len(files.utility)} utility, {len(files.harm)} harm"
         yield Check("probes", "ok", f"enough of them: {counts}")
-    if not files.harm:
-        advice = f"put harmful prompts of all categories there, with references: {home / config.probes.harm}"
-        yield Check("harm probes", "warn", "none: categories that no batch names are not measured", advice)
+    yield from _few_harm(files, config, home)
     yield _retained(files, home / config.derive.retain.path)
+
+
+def _few_harm(files: ProbeFiles, config: Config, home: Path) -> Iterator[Check]:
+    from daemon.probes import gate_part
+
+    num, least = len(gate_part(files.harm, 10**9)), config.gates.standing_harm.min_samples
+    if num >= least:
+        return
+    what = f"{num} in their gate part, the standing_harm gate needs {least}" if files.harm else "none"
+    yield Check(
+        "harm probes",
+        "warn",
+        f"{what}: categories that no batch names are not measured",
+        f"put harmful prompts of all categories there, with references: {home / config.probes.harm}",
+    )
 
 
 def _retained(files: ProbeFiles, path: Path) -> Check:

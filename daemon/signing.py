@@ -131,7 +131,7 @@ def no_keys(folder: Path) -> str:
     """What to say when a signature is required and nobody is trusted."""
     return (
         f"[inbox] require_signature is on, and {folder} holds no Ed25519 public key in PEM; put one there: "
-        "`openssl pkey -in KEY.pem -pubout -out signers/NAME.pem`"
+        f"`mkdir -p {folder} && openssl pkey -in KEY.pem -pubout -out {folder}/NAME.pem`"
     )
 
 

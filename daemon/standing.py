@@ -56,6 +56,7 @@ def look(context: Context, store: Store) -> Standing:
         free_bytes=_free_bytes(context.home),
         replicas=replicas,
         problems=[problem for problem in problems if problem] + _told_problems(progress),
+        base_metrics=base_metrics(store) if current.state == "base" else {},
     )
 
 

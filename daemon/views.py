@@ -68,7 +68,7 @@ def version_view(row: VersionRow, names: Names) -> View:
         "batch_name": names.batch_names.get(row.batch) if row.batch else None,
         "round": row.round,
         "created": row.created_at,
-        "metrics": metrics_view(names.base_metrics if row.state == "base" else row.metrics),
+        "metrics": metrics_view(_metrics_of(row, names.base_metrics)),
         "touched_fraction": plain(row.touched_fraction),
         "current": row.id == names.current,
         "blocked": row.blocked,
@@ -255,6 +255,13 @@ class Standing:
     free_bytes: int | None = None
     replicas: Sequence[View] = ()
     problems: Sequence[str] = ()
+    base_metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What the newest round measured on the base."""
+
+
+def _metrics_of(row: VersionRow, base_metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a version measured; the base has no round of its own, and is measured in each."""
+    return base_metrics if row.state == "base" else row.metrics
 
 
 def status_view(standing: Standing) -> View:
@@ -263,7 +270,7 @@ def status_view(standing: Standing) -> View:
         "current": standing.current.name,
         "previous": standing.previous.name if standing.previous else None,
         "candidate": standing.candidate.name if standing.candidate else None,
-        "metrics": metrics_view(standing.current.metrics),
+        "metrics": metrics_view(_metrics_of(standing.current, standing.base_metrics)),
         "num_versions": standing.num_versions,
         "held": standing.held is not None,
         "hold": control_view(standing.held),

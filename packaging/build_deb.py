@@ -194,21 +194,14 @@ def _place_documents(stage: Path, version: str, epoch: int, maintainer: str) -> 
 
 def _place_written_by_itself(stage: Path) -> None:
     """The manual page and the completions, where this version of the program writes them."""
-    page = _said("man")
-    if page:
-        _write_gzip(stage / "usr/share/man/man1/alignd.1.gz", page)
+    _write_gzip(stage / "usr/share/man/man1/alignd.1.gz", _said("man"))
     for shell, target in COMPLETIONS.items():
-        script = _said("completion", shell)
-        if script:
-            _write(stage / target, script)
+        _write(stage / target, _said("completion", shell))
 
 
 def _said(*words: str) -> str:
-    """What a command prints; empty where there is no such command."""
-    done = subprocess.run(
-        [sys.executable, "-m", "daemon", *words], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return done.stdout if done.returncode == 0 else ""
+    """What a command prints; ends the program where it fails."""
+    return _run([sys.executable, "-m", "daemon", *words], cwd=ROOT)
 
 
 def _control(stage: Path, version: str, options: Options) -> str:
@@ -284,8 +277,8 @@ def _pip(*words: str) -> None:
     _run([sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *words])
 
 
-def _run(command: Sequence[str], env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+def _run(command: Sequence[str], env: dict[str, str] | None = None, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, env=env, cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(
             f"build_deb.py: `{' '.join(command)}` ended with {done.returncode}:\n{done.stdout}{done.stderr}"

@@ -45,18 +45,21 @@ class Checked:
 
     def clear(self) -> None:
         """The check has come to its end, or begins anew."""
-        if self._path.exists():
+        if self._path.exists() and not durable.is_read_only(self._path):
             self._path.unlink()
 
 
-def verify_on(store: Store, *, deep: bool, progress: Callable[[float], None]) -> list[Finding]:
+def verify_on(store: Store, *, deep: bool, progress: Callable[[float], None], anew: bool = False) -> list[Finding]:
     """`verify`, behind what a check that was cut short has found whole; what that found wrong is looked at again.
 
     Args:
+        anew: whether what an earlier check found is passed by.
         progress: told the share of all parts that are checked, in [0, 1].
     """
     checked, names = Checked(store.home, deep=deep), parts(store)
-    known = checked.parts().intersection(names)
+    if anew:
+        checked.clear()
+    known = frozenset() if anew else checked.parts().intersection(names)
     num_seen = len(known)
 
     def seen(part: str, findings: list[Finding]) -> None:

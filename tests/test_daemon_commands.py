@@ -970,6 +970,13 @@ def follow(store: Store, sha256: str, *, timeout_s: float | None = 5.0) -> submi
     )
 
 
+def test_submit_says_that_signatures_are_required_where_it_makes_none(alignd: Alignd, tmp_path: Path) -> None:
+    (alignd.home / "service.toml").write_text("[inbox]\nrequire_signature = true\n")
+    (tmp_path / "a.jsonl").write_text("zorp")
+    code, _, err = alignd("submit", str(tmp_path / "a.jsonl"))
+    assert code == exitcodes.OK and "--sign KEY" in err
+
+
 def test_waiting_ends_with_the_batch(store: Store) -> None:
     claim = store.claim_batch(drop(store, "zorp", "batch1.jsonl"), name="batch1.jsonl", **WHO)
     assert follow(store, claim.batch.sha256).code == exitcodes.NO_SERVICE
@@ -1061,7 +1068,7 @@ def test_doctor_finds_nothing_in_a_good_home(alignd: Alignd) -> None:
 def test_doctor_says_what_to_do_about_too_few_probes(alignd: Alignd) -> None:
     probes(alignd.home, 3)
     view = alignd.json("doctor", code=exitcodes.DEGRADED)
-    assert checks(view)["probes"] == "bad"
+    assert checks(view)["probes"] == "bad" and checks(view)["harm probes"] == "warn"
     assert all(check["advice"] for check in view["checks"] if check["status"] != "ok")
 
 

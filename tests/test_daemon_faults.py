@@ -24,6 +24,7 @@ from daemon import cli, exitcodes
 from daemon.config import Config
 from daemon.service import Service, utc_now
 from state import lock
+from state.checked import Checked, verify_on
 from state.errors import StoreError
 from state.filesystem import FileSystem, use
 from state.layout import PROGRESS_FILE
@@ -123,11 +124,15 @@ def play_snapshot(root: Path, part: str) -> None:
     with Store.open(home) as store:
         state_world.make_version(store, 1)
         sha256 = store.claim_batch(state_world.drop(store, "zorp", "a"), name="a", actor="test", now=NOW).batch.sha256
+    Checked(home, deep=False).add("v0")  # by a check that the snapshot was taken in the midst of
     with Store.open(home) if part == "live" else nullcontext(), _read_only(home):
         with Store.open(home) as snapshot:
             (file,) = (row[2] for row in snapshot.ledger._run("PRAGMA database_list"))
             assert bool(file) == (part == "live"), "a copy beside a writer may be torn"
             assert verify(snapshot, deep=True) == []
+            told: list[float] = []
+            assert verify_on(snapshot, deep=False, progress=told.append, anew=True) == []
+            assert told[0] == 1 / len(told), "what an earlier check found was passed over"
             assert [row.sha256 for row in snapshot.ledger.batches()][-1] == sha256
         commands = (
             "verify",

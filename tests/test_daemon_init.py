@@ -258,6 +258,17 @@ def test_a_real_model_is_loaded_and_answers(tiny_folder: Path) -> None:
     assert check.status == "ok" and "matrices to train, answers through its chat template" in check.detail
 
 
+def test_no_module_of_the_folder_that_it_is_run_in_is_taken(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "daemon").mkdir()
+    (tmp_path / "daemon" / "__init__.py").write_text("")
+    (tmp_path / "daemon" / "basetrial.py").write_text("print('borogove')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    assert "borogove" not in _real(tiny_folder).detail
+
+
 def spoil_shape(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 48}))

@@ -185,7 +185,9 @@ def test_with_nobody_trusted_the_settings_are_blamed_and_no_batch(home: Path, st
     _drop(home, "a.jsonl", "alice")
     (sha256,) = _claimed(store, _settings(), 6)
     shutil.rmtree(home / "signers")
-    with pytest.raises(ConfigError, match="holds no Ed25519 public key in PEM; put one there: `openssl pkey"):
+    with pytest.raises(
+        ConfigError, match=r"holds no Ed25519 public key in PEM; put one there: `mkdir -p .* && openssl pkey"
+    ):
         intake.take_in(store, _settings(), sha256, load(home, _settings()))
 
 

@@ -88,6 +88,11 @@ def test_status_has_the_promised_fields_and_nulls_when_nothing_happens() -> None
     assert set(view) >= {"paused", "inbox", "quarantine", "disk", "problems"}
 
 
+def test_status_of_the_base_has_what_the_newest_round_measured_on_it() -> None:
+    found = views.status_view(standing(current=BASE, base_metrics={"harm_rate": 0.75}))
+    assert found["metrics"]["harm_rate"] == 0.75
+
+
 def test_status_tells_who_holds_and_why() -> None:
     view = views.status_view(standing(held=ControlRow("held", "worse answers", "ann", AT)))
     assert view["held"] is True
