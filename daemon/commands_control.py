@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -91,10 +91,21 @@ def promote(context: Context, args: argparse.Namespace) -> Answer:
         had_folder = store.is_materialized(before.id)
         after = store.promote(args.ref, force=args.force, reason=args.reason, actor=context.actor, now=utc_now())
         answer = _switched(context, store, before, after)
+        answer = replace(answer, notes=(*answer.notes, *_blocked_below(store, after)))
     if after.id != before.id or had_folder:
         return answer
     rebuilt = f"its model folder was missing and is rebuilt from v0 and the overlays: {store.model_path(after.id)}"
     return replace(answer, notes=(*answer.notes, rebuilt))
+
+
+def _blocked_below(store: Store, row: VersionRow) -> Iterator[str]:
+    """What a forced promotion brought back besides the version itself."""
+    blocked = [version.name for version in store.lineage(row.id)[:-1] if version.blocked]
+    if blocked:
+        yield (
+            f"{row.name} holds what {', '.join(blocked)} learnt too, which stay blocked: their batches are not in need of a "
+            "`retry`, and `alignd revert` takes one out"
+        )
 
 
 def approve(context: Context, args: argparse.Namespace) -> Answer:

@@ -615,6 +615,13 @@ def test_resume_lifts_hold_and_pause_and_says_which(alignd: Alignd, two: Store) 
     assert alignd.json("resume")["lifted"] == []
 
 
+def test_a_forced_promotion_tells_what_else_comes_back_with_it(alignd: Alignd, two: Store) -> None:
+    two.rollback("v0", reason="worse", **WHO)
+    code, _, err = alignd("promote", "v2", "--force", "--reason", "x")
+    assert code == exitcodes.OK and "holds what v1 learnt too" in err
+    assert "learnt too" not in alignd("promote", "v0", "--force", "--reason", "x")[2]
+
+
 def test_promote_of_a_blocked_version_needs_force(alignd: Alignd, two: Store) -> None:
     alignd.json("rollback")
     assert alignd("promote", "v2", "--reason", "x")[0] == exitcodes.REFUSED
