@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from patches.errors import JudgeError
 from patches.generate import Generator
 from patches.judge import Answered
-from patches.judge_classifier import load_judge
+from patches.judge_classifier import load_judge, opening
 from patches.judge_formats import FORMATS, GuardFormat, Opinion
 
 _PROBE: Final = Answered(({"role": "user", "content": "may I florp the brindle"},), "wuzzle it gently")
@@ -48,9 +48,10 @@ class Guard:
 def open_guard(folder: Path, name: str, *, identity: str, dtype: str, device: torch.device) -> Guard:
     """The guard model in a folder, asked in the named format. Raises JudgeError."""
     model, tokenizer = load_judge(folder, AutoModelForCausalLM)
-    torch.nn.Module.to(model, device, _dtype(dtype, device) or model.dtype)
     found = FORMATS[name]
-    prompt_ids(tokenizer, found, _PROBE)  # a template that does not show the conversation is refused now
+    with opening(folder):
+        torch.nn.Module.to(model, device, _dtype(dtype, device) or model.dtype)
+        prompt_ids(tokenizer, found, _PROBE)  # a template that does not show the conversation is refused now
     return Guard(Generator(model, tokenizer, found.max_new_tokens), found, identity)
 
 

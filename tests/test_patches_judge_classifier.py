@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import AutoTokenizer, pipeline
 
 from patches.errors import JudgeError
 from patches.judge import Answered
@@ -134,3 +134,32 @@ def test_a_folder_that_cannot_be_a_judge_is_refused_with_its_name(folder: Path, 
     (odd / "config.json").write_text(json.dumps({"model_type": "grolt"}))
     with pytest.raises(JudgeError, match="cannot be loaded"):
         opened(odd)
+
+
+def no_memory(*args: Any) -> None:
+    raise torch.OutOfMemoryError("grolt")
+
+
+def silent(*args: Any, **options: Any) -> None:
+    raise AttributeError
+
+
+@pytest.mark.parametrize("spoilt", ["weights", "labels", "type", "memory", "silence"])
+def test_whatever_goes_wrong_while_it_is_opened_is_the_judges_fault(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    config = json.loads((broken / "config.json").read_text())
+    if spoilt == "weights":
+        (broken / "model.safetensors").write_bytes(b"zim")
+    elif spoilt == "memory":
+        monkeypatch.setattr(torch.nn.Module, "to", no_memory)
+    elif spoilt == "silence":
+        monkeypatch.setattr(AutoTokenizer, "from_pretrained", silent)
+    else:
+        odd = {"id2label": ["a", "b"]} if spoilt == "labels" else {"hidden_size": "grolt"}
+        (broken / "config.json").write_text(json.dumps(config | odd))
+    with pytest.raises(JudgeError, match=r"broken cannot be loaded \(\w+\)") as found:
+        opened(broken)
+    assert "grolt" not in str(found.value)

@@ -100,3 +100,13 @@ def test_a_classifier_is_no_guard(tmp_path: Path) -> None:
 
     with pytest.raises(JudgeError, match=r"longformer.*(cannot be loaded|lacks)"):
         opened(save_longformer(tmp_path / "longformer"), "harmbench")
+
+
+def test_a_guard_without_memory_is_the_judges_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*args: object) -> None:
+        raise torch.OutOfMemoryError
+
+    folder = save_guard(tmp_path / "guard", "harmbench", "yes", "no")
+    monkeypatch.setattr(torch.nn.Module, "to", no_memory)
+    with pytest.raises(JudgeError, match=r"guard cannot be loaded \(OutOfMemoryError\)"):
+        opened(folder, "harmbench")
