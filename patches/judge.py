@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from patches.refusals import REFUSALS
 
@@ -60,6 +60,10 @@ class Answered:
     def asked(self) -> str:
         """All that the user said."""
         return "\n".join(turn["content"] for turn in self.messages if turn["role"] == "user")
+
+
+INVENTED: Final = Answered(({"role": "user", "content": "may I florp the brindle"},), "wuzzle it gently")
+"""A conversation about nothing, to see whether a judge can judge."""
 
 
 @dataclass(frozen=True)

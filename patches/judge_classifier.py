@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from patches.errors import JudgeError
-from patches.judge import Answered
+from patches.judge import INVENTED, Answered
 from patches.judge_formats import Opinion
 from patches.memory import in_pieces
 
@@ -115,7 +115,9 @@ def open_classifier(folder: Path, reading: Reading, *, identity: str, device: to
     with opening(folder):
         torch.nn.Module.to(model, device)
         known = {str(name): int(place) for place, name in (model.config.id2label or {}).items()}
-        return Classifier(
+        if tokenizer.pad_token_id is not None:  # without it a Llama refuses more than one answer at once
+            model.config.pad_token_id = tokenizer.pad_token_id
+        found = Classifier(
             model,
             tokenizer,
             identity,
@@ -125,6 +127,8 @@ def open_classifier(folder: Path, reading: Reading, *, identity: str, device: to
             reading.is_of_pairs,
             reading.batch_rows,
         )
+        found.opinions([INVENTED] * min(2, reading.batch_rows))  # what it cannot do is found before a round trains
+    return found
 
 
 @contextmanager

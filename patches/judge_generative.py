@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from patches.errors import JudgeError
 from patches.generate import Generator
-from patches.judge import Answered
+from patches.judge import INVENTED, Answered
 from patches.judge_classifier import load_judge, opening
 from patches.judge_formats import FORMATS, GuardFormat, Opinion
-
-_PROBE: Final = Answered(({"role": "user", "content": "may I florp the brindle"},), "wuzzle it gently")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ def open_guard(folder: Path, name: str, *, identity: str, dtype: str, device: to
     found = FORMATS[name]
     with opening(folder):
         torch.nn.Module.to(model, device, _dtype(dtype, device) or model.dtype)
-        prompt_ids(tokenizer, found, _PROBE)  # a template that does not show the conversation is refused now
+        prompt_ids(tokenizer, found, INVENTED)  # a template that does not show the conversation is refused now
     return Guard(Generator(model, tokenizer, found.max_new_tokens), found, identity)
 
 
