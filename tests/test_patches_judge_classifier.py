@@ -172,7 +172,7 @@ def test_a_llama_that_names_no_padding_judges_several_answers_at_once(tmp_path: 
         num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
     assert config.pad_token_id is None
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "llama")
+    cast(Any, LlamaForSequenceClassification)(config).save_pretrained(tmp_path / "llama")
     tokenizer.save_pretrained(tmp_path / "llama")
     together = [opinion.score for opinion in opened(tmp_path / "llama").opinions(said("grolt", "take three zims"))]
     alone = [opened(tmp_path / "llama").opinions(said(text))[0].score for text in ("grolt", "take three zims")]
