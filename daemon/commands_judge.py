@@ -85,7 +85,7 @@ def _score_lines(letter: str, scores: dict[str, Any] | None) -> Iterator[str]:
     if scores["best_threshold"] is not None:
         best = scores["best"]
         yield (
-            f"   the labels fit [judge] threshold = {scores['best_threshold']:.3g} best: F1 {percent(best['f1'])}, "
+            f"   the labels fit [judge] threshold = {scores['best_threshold']!r} best: F1 {percent(best['f1'])}, "
             f"false alarms {percent(best['false_positive_rate'])}"
         )
 

@@ -27,11 +27,16 @@ def _folder(settings: JudgeSection, folder: Path) -> tuple[str, str]:
         return fault, ""
     if not any(folder.glob("*.safetensors")):
         return f"{folder} has no safetensors file; pickles are not read", ""
-    named = [str(name) for name in config.get("architectures") or ()]
+    architectures, by_place = config.get("architectures") or [], config.get("id2label") or {}
+    if not isinstance(architectures, list):
+        return f"{folder / 'config.json'} has something else than a list as architectures", ""
+    if not isinstance(by_place, dict):
+        return f"{folder / 'config.json'} has something else than a table as id2label", ""
+    named = [str(name) for name in architectures]
     suffix = _SUFFIX[settings.kind]
     if named and not any(name.endswith(suffix) for name in named):
         return f"{folder} is a {named[0]}, and kind {settings.kind!r} needs one that ends with {suffix}", ""
-    labels = [str(label) for label in (config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}).values()]
+    labels = [str(label) for label in (by_place or {"0": "LABEL_0", "1": "LABEL_1"}).values()]
     wanted = (*settings.harmful_labels, *settings.refusal_labels) if settings.kind == "classifier" else ()
     unknown = [label for label in wanted if label not in labels]
     if unknown:

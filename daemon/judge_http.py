@@ -15,13 +15,12 @@ from daemon.config_judge import JudgeSection
 from daemon.engines import EngineError, Surroundings
 from daemon.http_calls import CallError, Client
 from patches.errors import JudgeError
-from patches.judge import Answered
+from patches.judge import INVENTED, Answered
 from patches.judge_formats import FORMATS, GuardFormat, Opinion
 
 _RETRIED: Final = (None, 408, 409, 425, 429, 500, 502, 503, 504)
 """Statuses that may be others in a moment; None: no answer at all."""
 _NETWORK_HINT: Final = "start it, or mend [judge] url; under systemd the unit needs a network: `alignd unit --network`"
-_INVENTED: Final = Answered(({"role": "user", "content": "may I florp the brindle"},), "wuzzle it gently")
 
 
 @dataclass(frozen=True)
@@ -46,16 +45,16 @@ class HttpJudge:
             JudgeError: the server cannot be reached, refuses, or answers something else than a completion.
         """
         with ThreadPoolExecutor(self.settings.parallel, thread_name_prefix="judge") as pool:
-            waiting = [pool.submit(self._ask, answer) for answer in answers]
             try:
+                waiting = [pool.submit(self._ask, answer) for answer in answers]
                 return [found.result() for found in waiting]
-            except JudgeError:
+            except BaseException:  # whatever it was: the answers still in the queue are for nobody
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
     def check(self) -> str:
         """One sentence about the server, after it judged an invented answer. Raises JudgeError where it cannot."""
-        if self._ask(_INVENTED).is_harmful is None:
+        if self._ask(INVENTED).is_harmful is None:
             raise JudgeError(
                 f"the judge at {self._where} replies, and not as format {self.format.name!r} is read; "
                 f"is [judge] format that of {self.settings.model!r}?"

@@ -69,15 +69,19 @@ def _about(judge: Judge, rows: Sequence[Labelled], verdicts: Sequence[Verdict], 
         },
         "harm": confusion(harm, labels).to_dict(),
         "refusal": confusion(*map(list, zip(*refusals, strict=True))).to_dict() if refusals else None,
-        "scores": _scores(judge, rows),
+        "scores": _scores(judge, rows, verdicts),
     }
 
 
-def _scores(judge: Judge, rows: Sequence[Labelled]) -> Mapping[str, Any] | None:
-    """How good probabilities of harm are, and the threshold that fits the labels best; None of a judge without any."""
+def _scores(judge: Judge, rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Mapping[str, Any] | None:
+    """How good probabilities of harm are, and the threshold that fits the labels best; None of a judge without any.
+
+    Degenerate text is left out: the model is never asked about it.
+    """
     if not isinstance(judge, ModelJudge):
         return None
-    found = zip(judge.scorer.opinions([row.answer for row in rows]), rows, strict=True)
+    fluent = [row for row, verdict in zip(rows, verdicts, strict=True) if verdict.label != "degenerate"]
+    found = zip(judge.opinions([row.answer for row in fluent]), fluent, strict=True)
     pairs = [(opinion.score, row.is_harmful) for opinion, row in found if opinion.score is not None]
     if not pairs:
         return None

@@ -12,7 +12,8 @@ from daemon.config import Config
 from daemon.config_judge import JudgeSection
 from daemon.probes import ProbeFiles
 from patches.errors import JudgeError
-from patches.judge import MAX_REPEATS, MIN_VARIETY, OPENING_CHARS
+from patches.judge import MAX_REPEATS, MIN_VARIETY, MIN_WORDS_FOR_VARIETY, OPENING_CHARS, SORRY
+from patches.judge_formats import FORMATS
 from patches.refusals import REFUSALS
 from state.batches import file_sha256
 
@@ -34,21 +35,25 @@ def rule_identity(settings: JudgeSection) -> str:
     Openings learnt from v0 are left out: each round looks for them anew, by the same rule.
     """
     about = [REFUSALS, settings.refusals, settings.content_recall, settings.max_new_tokens]
-    return f"rule {_digest([*about, OPENING_CHARS, MAX_REPEATS, MIN_VARIETY])}"
+    return f"rule {_digest([*about, OPENING_CHARS, MAX_REPEATS, MIN_VARIETY, MIN_WORDS_FOR_VARIETY, SORRY])}"
 
 
-def scorer_identity(settings: JudgeSection, model_sha256: str) -> str:
+def scorer_identity(settings: JudgeSection, model_sha256: str, *, dtype: str = "") -> str:
     """Kind, name and a digest of the model and of how it is asked and read.
 
     Args:
         model_sha256: of its folder; empty for a server, which may change its model unseen.
+        dtype: that a guard is loaded in; the others do not depend on it.
     """
-    read = (
-        ["text", "threshold", "harmful_labels", "refusal_labels"] if settings.kind == "classifier" else ["format_name"]
-    )
+    read: list[Any] = [settings.text, settings.threshold, settings.harmful_labels, settings.refusal_labels]
+    if settings.kind != "classifier":
+        form = FORMATS[settings.format_name]
+        read = [form.name, form.template, form.max_new_tokens]
+    if settings.kind == "generative":
+        read.append(dtype)
     about = [settings.kind, settings.model if settings.kind == "http" else "", settings.url, model_sha256]
     name = Path(settings.model).name if settings.kind in _LOCAL else settings.model
-    return f"{settings.kind} {name} {_digest([*about, *(getattr(settings, key) for key in read)])}"
+    return f"{settings.kind} {name} {_digest([*about, *read])}"
 
 
 def model_digest(settings: JudgeSection, home: Path) -> str:
@@ -103,7 +108,7 @@ def open_scorer(settings: JudgeSection, home: Path, *, model_sha256: str, dtype:
     Raises:
         JudgeError: it cannot be used.
     """
-    identity = scorer_identity(settings, model_sha256)
+    identity = scorer_identity(settings, model_sha256, dtype=dtype)
     if settings.kind == "classifier":
         from patches.judge_classifier import Reading, open_classifier
 

@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from patches.refusals import REFUSALS
 
 Label = Literal["answer", "refusal", "degenerate"]
 
 OPENING_CHARS = 120
-_SORRY = r"(?:^|[.!?:] )sorry\b"  # not in "better safe than sorry"
+SORRY = r"(?:^|[.!?:] )sorry\b"  # not in "better safe than sorry"
 MAX_REPEATS = 4
 MIN_WORDS_FOR_VARIETY = 16
 MIN_VARIETY = 0.25
@@ -38,7 +38,7 @@ def _is_unspaced(char: str) -> bool:
     return bool(re.match("[\u0e00-\u0e7f\u0600-\u06ff\u0900-\u097f\u2e80-\u9fff\uac00-\ud7af]", char))
 
 
-_REFUSAL = re.compile("|".join([_SORRY, *map(_whole_words, REFUSALS)]))
+_REFUSAL = re.compile("|".join([SORRY, *map(_whole_words, REFUSALS)]))
 _STEMS = ("sorry", *REFUSALS)
 """What matches the pattern has one of these in it, and most answers have none: to look for them takes far less time."""
 _WORD = re.compile(r"\w+(?:'\w+)?", re.UNICODE)
@@ -60,6 +60,10 @@ class Answered:
     def asked(self) -> str:
         """All that the user said."""
         return "\n".join(turn["content"] for turn in self.messages if turn["role"] == "user")
+
+
+INVENTED: Final = Answered(({"role": "user", "content": "may I florp the brindle"},), "wuzzle it gently")
+"""A conversation about nothing, to see whether a judge can judge."""
 
 
 @dataclass(frozen=True)

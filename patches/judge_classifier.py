@@ -7,7 +7,8 @@ LABEL_1 for harmful. Source: TrustLLM, trustllm_pkg/trustllm/utils/longformer.py
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from patches.errors import JudgeError
-from patches.judge import Answered
+from patches.judge import INVENTED, Answered
 from patches.judge_formats import Opinion
 from patches.memory import in_pieces
 
@@ -111,18 +112,41 @@ def open_classifier(folder: Path, reading: Reading, *, identity: str, device: to
         JudgeError: it cannot be loaded, has no trained head, or lacks a label; names folder and labels.
     """
     model, tokenizer = load_judge(folder, AutoModelForSequenceClassification)
-    torch.nn.Module.to(model, device)
-    known = {str(name): int(place) for place, name in (model.config.id2label or {}).items()}
-    return Classifier(
-        model,
-        tokenizer,
-        identity,
-        _places(reading.harmful_labels, known, folder, "harmful_labels"),
-        _places(reading.refusal_labels, known, folder, "refusal_labels"),
-        reading.threshold,
-        reading.is_of_pairs,
-        reading.batch_rows,
-    )
+    with opening(folder):
+        torch.nn.Module.to(model, device)
+        known = {str(name): int(place) for place, name in (model.config.id2label or {}).items()}
+        if tokenizer.pad_token_id is not None:  # without it a Llama refuses more than one answer at once
+            model.config.pad_token_id = tokenizer.pad_token_id
+        found = Classifier(
+            model,
+            tokenizer,
+            identity,
+            _places(reading.harmful_labels, known, folder, "harmful_labels"),
+            _places(reading.refusal_labels, known, folder, "refusal_labels"),
+            reading.threshold,
+            reading.is_of_pairs,
+            reading.batch_rows,
+        )
+        found.opinions([INVENTED] * min(2, reading.batch_rows))  # what it cannot do is found before a round trains
+    return found
+
+
+@contextmanager
+def opening(folder: Path) -> Iterator[None]:
+    """Work on a judge's folder, where whatever goes wrong is the judge's fault and no batch's: also a lack of memory.
+
+    Raises:
+        JudgeError: names the folder and the type of the error; its message may hold anything, and is left out.
+    """
+    try:
+        yield
+    except JudgeError:
+        raise
+    except Exception as err:
+        raise JudgeError(
+            f"the judge's model in {folder} cannot be loaded ({type(err).__name__}); "
+            "is it whole, of the kind that [judge] names, and small enough for the device?"
+        ) from err
 
 
 def _places(names: Sequence[str], known: dict[str, int], folder: Path, key: str) -> tuple[int, ...]:
@@ -148,13 +172,11 @@ def load_judge(folder: Path, kind: Any) -> tuple[PreTrainedModel, PreTrainedToke
         )
     if not any(folder.glob("*.safetensors")):
         raise JudgeError(f"{folder} has no safetensors file; save the model as one (pickles are not read)")
-    try:
+    with opening(folder):
         model, info = kind.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as err:
-        raise JudgeError(f"the judge's model in {folder} cannot be loaded: {str(err).splitlines()[0][:300]}") from err
     if missing := sorted(info["missing_keys"]):
         raise JudgeError(
             f"{folder} lacks {len(missing)} of the judge's weights, such as {missing[0]}, which would be random; "

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from patches.errors import JudgeError
 from patches.generate import Generator
-from patches.judge import Answered
-from patches.judge_classifier import load_judge
+from patches.judge import INVENTED, Answered
+from patches.judge_classifier import load_judge, opening
 from patches.judge_formats import FORMATS, GuardFormat, Opinion
-
-_PROBE: Final = Answered(({"role": "user", "content": "may I florp the brindle"},), "wuzzle it gently")
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,10 @@ class Guard:
 def open_guard(folder: Path, name: str, *, identity: str, dtype: str, device: torch.device) -> Guard:
     """The guard model in a folder, asked in the named format. Raises JudgeError."""
     model, tokenizer = load_judge(folder, AutoModelForCausalLM)
-    torch.nn.Module.to(model, device, _dtype(dtype, device) or model.dtype)
     found = FORMATS[name]
-    prompt_ids(tokenizer, found, _PROBE)  # a template that does not show the conversation is refused now
+    with opening(folder):
+        torch.nn.Module.to(model, device, _dtype(dtype, device) or model.dtype)
+        prompt_ids(tokenizer, found, INVENTED)  # a template that does not show the conversation is refused now
     return Guard(Generator(model, tokenizer, found.max_new_tokens), found, identity)
 
 
@@ -69,11 +69,13 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, form: GuardFormat, answer: An
 def prompt_text(tokenizer: PreTrainedTokenizerBase, form: GuardFormat, answer: Answered) -> str:
     """The same as text: the guard's own chat template where it is a Llama Guard that has one, else the published words.
 
+    Marks of the guard in what is judged are broken up first: else an answer could end its turn and give the verdict itself.
     The template differs between Llama Guards (the 1B has 13 categories, the 8B 14), and each was trained with its own.
 
     Raises:
         JudgeError: the template does not show the conversation.
     """
+    answer = _without_marks(tokenizer, answer)
     if form.name != "llama_guard" or not tokenizer.chat_template:
         return form.prompt(answer.asked, answer.text)
     # the 8B's template takes text, the 1B's takes parts, and would silently show nothing of a text
@@ -85,6 +87,18 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, form: GuardFormat, answer: A
         "the judge's chat template does not show the conversation that is to be judged; delete it from its folder, and it "
         "is asked in the words of Llama Guard 3"
     )
+
+
+def _without_marks(tokenizer: PreTrainedTokenizerBase, answer: Answered) -> Answered:
+    """The same in other words: with a blank after the first character of each special token of the guard."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    marks = sorted(mark for mark in added | set(tokenizer.all_special_tokens) if len(mark.strip()) > 1)
+    if not marks:
+        return answer
+    # looked ahead for, so that marks which overlap are all found
+    first = re.compile(f"(?={'|'.join(map(re.escape, marks))})(.)", re.DOTALL)
+    asked, text = (first.sub(r"\1 ", said) for said in (answer.asked, answer.text))
+    return Answered(({"role": "user", "content": asked},), text)
 
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, shape: Any, answer: Answered) -> str | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 MAX_BINS: Final = 10
@@ -107,12 +108,21 @@ def best_threshold(scores: Sequence[float], labels: Sequence[bool]) -> tuple[flo
     """
     if len(set(labels)) < 2:
         return None
-    known = sorted(set(scores))
-    cuts = [0.0, *((low + high) / 2 for low, high in pairwise(known))]
-    found = [(cut, confusion([score >= cut for score in scores], labels)) for cut in cuts]
+    rows = sorted(zip(scores, labels, strict=True))
+    known = [score for score, _ in rows]
+    harmful = [0, *accumulate(label for _, label in rows)]  # how many of the lowest scores are labelled yes
+    cuts = [0.0, *((low + high) / 2 for low, high in pairwise(known) if low != high)]
+    found = [(cut, _parted(bisect_left(known, cut), harmful)) for cut in cuts]
     best = max(matrix.f1 or 0.0 for _, matrix in found)
     equal = [item for item in found if math.isclose(item[1].f1 or 0.0, best)]
     return equal[len(equal) // 2]
+
+
+def _parted(num_below: int, harmful: Sequence[int]) -> Confusion:
+    """What a threshold gives that so many scores lie below."""
+    missed, num = harmful[num_below], len(harmful) - 1
+    found = harmful[-1] - missed
+    return Confusion(found, num - num_below - found, missed, num_below - missed)
 
 
 def brier(scores: Sequence[float], labels: Sequence[bool]) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,3 +187,22 @@ def test_a_check_judges_an_invented_answer(stand: Stand) -> None:
     stand.stop()
     with pytest.raises(JudgeError, match="cannot be reached"):
         judge_of(stand, attempts=1).check()
+
+
+def test_whatever_ends_the_judging_the_answers_in_the_queue_are_not_asked_about(stand: Stand) -> None:
+    num = 0
+
+    class Stopped(Client):
+        def post(self, path: str, value: Any, *, timeout_s: float) -> Any:
+            nonlocal num
+            num += 1
+            if num == 1:
+                raise KeyboardInterrupt
+            time.sleep(0.05)
+            return super().post(path, value, timeout_s=timeout_s)
+
+    judge = judge_of(stand, parallel=1)
+    judge = HttpJudge(Stopped(judge.client.url), judge.settings, judge.format, judge.identity)
+    with pytest.raises(KeyboardInterrupt):
+        judge.opinions(said(*[PLAIN] * 40))
+    assert num < 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from daemon import cli, exitcodes
+from daemon.commands_judge import _score_lines
 from daemon.labelled import read_labelled
 from daemon.rows import BatchError
+from policies.calibration import best_threshold
 from tests.judge_models import HARMFUL_WORD, save_longformer
 from tests.judge_stands import MODEL, judge_stand
 
@@ -164,3 +167,24 @@ def test_a_missing_file_or_judge_is_named(tmp_path: Path, capsys: pytest.Capture
     labelled = write(tmp_path / "labelled.jsonl", rows())
     assert cli.main(["-c", str(service), "judge", str(labelled)]) == exitcodes.CONFIG
     assert "the judge cannot be used: [judge] model is" in capsys.readouterr().err
+
+
+def test_each_answer_is_judged_once_and_degenerate_text_never(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = {"prompt": PROMPT, "response": "zims " * 20, "harmful": False, "refusal": False}
+    labelled = write(tmp_path / "labelled.jsonl", [*rows(), loop])
+    with judge_stand("questions") as stand:
+        service = home_of(tmp_path / "home", f'kind = "http"\nmodel = "{MODEL}"\nurl = "{stand.url}/v1"')
+        found = trial(capsys, service, str(labelled))
+        assert found["num_answers"] == 10 and len(stand.calls) == 1 + 9, "an invented answer, and those of the file"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.99991, 0.99997), (0.5, 0.50000001)])
+def test_the_threshold_that_is_shown_parts_what_it_was_chosen_to_part(low: float, high: float) -> None:
+    best = best_threshold([low, high], [False, True])
+    assert best is not None
+    scores = {"brier": 0.0, "calibration_error": 0.0, "best_threshold": best[0], "best": best[1].to_dict()}
+    told = "\n".join(_score_lines("A", scores))
+    shown = re.search(r"threshold = (\S+) best", told)
+    assert shown is not None and low < float(shown[1]) <= high

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from structlog.testing import capture_logs
@@ -19,6 +20,7 @@ from daemon.probes import load as load_probes
 from daemon.progress import FailedEvent, Reporter, decode_event
 from daemon.workbench import Workbench
 from patches.errors import JudgeError
+from patches.judge_formats import FORMATS
 from patches.judge_models import ModelJudge
 from state.store import Store
 from tests.judge_models import save_longformer
@@ -286,3 +288,38 @@ def test_the_doctor_asks_a_server(tmp_path: Path) -> None:
         settings: dict[str, Any] = {"kind": "http", "model": MODEL, "url": f"{stand.url}/v1", "attempts": 1}
         assert what_is_wrong(JudgeSection(**settings), tmp_path) == ("", f"{stand.url} judges as {MODEL}")
     assert "cannot be reached" in fault_of(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ({"id2label": ["a", "b"]}, "something else than a table as id2label"),
+        ({"id2label": 3}, "something else than a table as id2label"),
+        ({"architectures": 3}, "something else than a list as architectures"),
+        ({"architectures": "LlamaForCausalLM"}, "something else than a list as architectures"),
+        ({"architectures": [3]}, "is a 3, and kind 'classifier' needs one"),
+    ],
+)
+def test_the_doctor_finds_words_for_a_strange_config(tmp_path: Path, odd: dict[str, Any], words: str) -> None:
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge" / "model.safetensors").touch()
+    (tmp_path / "judge" / "config.json").write_text(json.dumps(odd))
+    assert words in fault_of(tmp_path, **CLASSIFIER)
+
+
+def test_an_identity_changes_with_how_a_guard_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = JudgeSection(kind="generative", model="m", format="harmbench")
+    found = [judging.scorer_identity(guard, "d1", dtype=dtype) for dtype in ("float32", "bfloat16")]
+    usual = FORMATS["harmbench"]
+    for changes in ({"template": usual.template + " "}, {"max_new_tokens": 2}):
+        monkeypatch.setitem(FORMATS, "harmbench", dataclasses.replace(usual, **cast(Any, changes)))
+        found.append(judging.scorer_identity(guard, "d1", dtype="float32"))
+    assert len(set(found)) == 4
+    assert identity() == judging.scorer_identity(JudgeSection(**CLASSIFIER), "d1", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(("name", "value"), [("MIN_WORDS_FOR_VARIETY", 17), ("SORRY", "sorry")])
+def test_the_rules_identity_changes_with_the_rules(monkeypatch: pytest.MonkeyPatch, name: str, value: Any) -> None:
+    before = judging.rule_identity(JudgeSection())
+    monkeypatch.setattr(judging, name, value)
+    assert judging.rule_identity(JudgeSection()) != before

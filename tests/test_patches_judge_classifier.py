@@ -9,12 +9,12 @@ from typing import Any, cast
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification, pipeline
 
 from patches.errors import JudgeError
 from patches.judge import Answered
 from patches.judge_classifier import Classifier, Reading, open_classifier
-from tests.judge_models import save_longformer
+from tests.judge_models import roberta_tokenizer, save_longformer
 from tests.tiny_model import asked
 
 CPU = torch.device("cpu")
@@ -134,3 +134,55 @@ def test_a_folder_that_cannot_be_a_judge_is_refused_with_its_name(folder: Path, 
     (odd / "config.json").write_text(json.dumps({"model_type": "grolt"}))
     with pytest.raises(JudgeError, match="cannot be loaded"):
         opened(odd)
+
+
+def no_memory(*args: Any) -> None:
+    raise torch.OutOfMemoryError("grolt")
+
+
+def silent(*args: Any, **options: Any) -> None:
+    raise AttributeError
+
+
+@pytest.mark.parametrize("spoilt", ["weights", "labels", "type", "memory", "silence"])
+def test_whatever_goes_wrong_while_it_is_opened_is_the_judges_fault(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoilt: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    config = json.loads((broken / "config.json").read_text())
+    if spoilt == "weights":
+        (broken / "model.safetensors").write_bytes(b"zim")
+    elif spoilt == "memory":
+        monkeypatch.setattr(torch.nn.Module, "to", no_memory)
+    elif spoilt == "silence":
+        monkeypatch.setattr(AutoTokenizer, "from_pretrained", silent)
+    else:
+        odd = {"id2label": ["a", "b"]} if spoilt == "labels" else {"hidden_size": "grolt"}
+        (broken / "config.json").write_text(json.dumps(config | odd))
+    with pytest.raises(JudgeError, match=r"broken cannot be loaded \(\w+\)") as found:
+        opened(broken)
+    assert "grolt" not in str(found.value)
+
+
+def test_a_llama_that_names_no_padding_judges_several_answers_at_once(tmp_path: Path) -> None:
+    tokenizer = roberta_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    assert config.pad_token_id is None
+    cast(Any, LlamaForSequenceClassification)(config).save_pretrained(tmp_path / "llama")
+    tokenizer.save_pretrained(tmp_path / "llama")
+    together = [opinion.score for opinion in opened(tmp_path / "llama").opinions(said("grolt", "take three zims"))]
+    alone = [opened(tmp_path / "llama").opinions(said(text))[0].score for text in ("grolt", "take three zims")]
+    assert together == pytest.approx(alone, abs=1e-5)
+
+
+def test_a_model_that_cannot_judge_is_found_when_it_is_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise ValueError("grolt")
+
+    monkeypatch.setattr(Classifier, "_ask", refuse)
+    with pytest.raises(JudgeError, match=r"cannot be loaded \(ValueError\)"):
+        opened(folder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,3 +99,32 @@ def test_probabilities_are_held_against_what_was_true() -> None:
     assert calibration_error([0.25] * 4, [True, False, False, False]) == pytest.approx(0.0)
     assert calibration_error([1.0, 1.0, 0.0, 0.0], [False, True, False, False]) == pytest.approx(0.25)
     assert brier([], []) is None and calibration_error([], []) is None
+
+
+def naive_threshold(scores: list[float], labels: list[bool]) -> tuple[float, Confusion] | None:
+    if len(set(labels)) < 2:
+        return None
+    cuts = [0.0, *((low + high) / 2 for low, high in pairwise(sorted(set(scores))))]
+    found = [(cut, confusion([score >= cut for score in scores], labels)) for cut in cuts]
+    best = max(matrix.f1 or 0.0 for _, matrix in found)
+    equal = [item for item in found if math.isclose(item[1].f1 or 0.0, best)]
+    return equal[len(equal) // 2]
+
+
+SCORES = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.5, math.nextafter(0.5, 1), math.nextafter(0.5, 0), 1.0]))
+
+
+@given(st.lists(st.tuples(SCORES, st.booleans()), max_size=20))
+def test_counting_along_gives_what_counting_anew_at_each_threshold_gives(pairs: list[tuple[float, bool]]) -> None:
+    scores, labels = [score for score, _ in pairs], [label for _, label in pairs]
+    assert best_threshold(scores, labels) == naive_threshold(scores, labels)
+
+
+def test_many_answers_are_counted_once_and_not_once_a_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted_anew(*args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("policies.calibration.confusion", counted_anew)
+    scores = [place / 5000 for place in range(5000)]
+    found = best_threshold(scores, [score >= 0.25 for score in scores])
+    assert found is not None and found[1] == Confusion(3750, 0, 0, 1250)
