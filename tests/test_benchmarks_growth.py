@@ -55,7 +55,7 @@ def test_only_the_step_itself_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: 
         growth.child(step, "7", "nowhere")
         found[step] = json.loads(capsys.readouterr().out)
     assert found["late"]["size"] == found["work"]["size"] == 7
-    assert found["late"]["seconds"] < 0.05 < found["work"]["seconds"]
+    assert found["late"]["seconds"] < found["work"]["seconds"] / 2
 
 
 def test_memory_is_what_the_step_takes_and_not_what_was_made_before(
@@ -67,7 +67,7 @@ def test_memory_is_what_the_step_takes_and_not_what_was_made_before(
 
     monkeypatch.setitem(STEPS, "early", ("rows", (), early))
     growth.child("early", "7", "nowhere")
-    assert 40 <= json.loads(capsys.readouterr().out)["mib"] < 150
+    assert 35 <= json.loads(capsys.readouterr().out)["mib"] < 150
 
 
 @pytest.mark.slow
