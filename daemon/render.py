@@ -241,6 +241,12 @@ def short_id(name: str) -> str:
     return printable(name[:_ID_CHARS] if is_long else name)
 
 
+def _audit_note(details: Mapping[str, Any]) -> str:
+    """Why, and whether a version that was committed came into service by that."""
+    published = "published" if details.get("published") is True else ""
+    return "; ".join(filter(None, (published, printable(str(details.get("reason") or "")))))
+
+
 def audit_lines(rows: Sequence[View], style: Style) -> list[str]:
     """One line an audit line, a long reason below it."""
     cells = [
@@ -253,5 +259,5 @@ def audit_lines(rows: Sequence[View], style: Style) -> list[str]:
         ]
         for view in rows
     ]
-    notes = [printable(str(view["details"].get("reason") or "")) for view in rows]
+    notes = [_audit_note(view["details"]) for view in rows]
     return noted_table(["SEQ", "AT", "WHO", "DID", "WHAT"], cells, notes, style, right="SEQ", flexible="WHO,WHAT")

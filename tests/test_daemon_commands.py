@@ -615,6 +615,11 @@ def test_resume_lifts_hold_and_pause_and_says_which(alignd: Alignd, two: Store) 
     assert alignd.json("resume")["lifted"] == []
 
 
+def test_the_audit_says_of_a_version_that_it_came_into_service(alignd: Alignd, two: Store) -> None:
+    assert "version_committed" in (lines := alignd.text("audit")) and lines.count("published") == 2
+    assert "; " not in lines
+
+
 def test_a_forced_promotion_tells_what_else_comes_back_with_it(alignd: Alignd, two: Store) -> None:
     two.rollback("v0", reason="worse", **WHO)
     code, _, err = alignd("promote", "v2", "--force", "--reason", "x")
