@@ -6,13 +6,16 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from daemon import exitcodes, suggest
 from daemon.checks import Check, checks_lines
 from daemon.command import Answer, Command, CommandError, Context, arg, is_source, utc_now
 from daemon.newhome import ROWS, Wishes, make_home, nearest_folder
 from daemon.terminal import Style, fields, size
+
+if TYPE_CHECKING:
+    from daemon.probes import ProbeRow
 
 T = TypeVar("T")
 
@@ -69,7 +72,7 @@ def _wishes(context: Context, args: argparse.Namespace) -> tuple[Wishes, list[Ch
 
     home = _taken(asks, args.folder, "folder", _free_place)
     chosen = _taken(asks, args.model, "model", base)
-    rows = {name: _optional(asks, getattr(args, name), name, _usable_rows(home, name), None) for name in ROWS}
+    rows = {name: _optional(asks, getattr(args, name), name, _usable_rows(context, home, name), None) for name in ROWS}
     approval = args.approval if args.approval is not None else _optional(asks, None, "approval", _yes_or_no, False)
     listen = _optional(asks, args.page, "page", _usable_listen, "")
     return Wishes(home, chosen, {name: path for name, path in rows.items() if path}, approval, listen), checks
@@ -132,14 +135,17 @@ def _usable_base(text: str, *, with_trial: bool) -> tuple[Path, list[Check]]:
     return path, checks
 
 
-def _usable_rows(home: Path, name: str) -> Callable[[str], Path | None]:
+def _usable_rows(context: Context, home: Path, name: str) -> Callable[[str], Path | None]:
     def accept(text: str) -> Path | None:
+        from daemon.asking import tell
         from daemon.probes import read
 
         path, target = Path(text).expanduser().absolute(), home / ROWS[name]
         rows, _ = read(path)
         if not rows:
             raise CommandError(exitcodes.CONFIG, f"{path} holds no rows", "one JSON object a line is expected")
+        for sentence in _too_few(name, rows):
+            tell(context, f"  {sentence}")  # more may be put there before the first round
         if not target.exists():
             return path
         if not target.samefile(path):
@@ -147,6 +153,17 @@ def _usable_rows(home: Path, name: str) -> Callable[[str], Path | None]:
         return None  # it lies where it belongs
 
     return accept
+
+
+def _too_few(name: str, rows: tuple[ProbeRow, ...]) -> list[str]:
+    """What a gate that must pass is short of with these rows."""
+    from daemon.config import Config
+    from daemon.probes import ProbeFiles, missing_required
+
+    config = Config()
+    told = {kind: rows if kind == name else () for kind in ROWS}
+    found = missing_required(ProbeFiles(**told, digests={}), config)
+    return [sentence for sentence in found if sentence.startswith(f"{ROWS[name]}:")]
 
 
 def _yes_or_no(text: str) -> bool:

@@ -313,7 +313,9 @@ def test_a_person_at_a_real_terminal_is_asked(tiny_folder: Path, tmp_path: Path)
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
         os.execve(sys.executable, [sys.executable, "-m", "daemon", "init"], environment)
     shown, deadline = "", time.monotonic() + LIMIT_S
-    typed = [str(tmp_path / "home"), str(tiny_folder), "", "", "", "", "", ""]
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"prompt": "florp"}\n')
+    typed = [str(tmp_path / "home"), str(tiny_folder), str(few), "", "", "", "", ""]
     try:
         while time.monotonic() < deadline:
             asked = sum(question in shown for question in commands_init._QUESTIONS.values())
@@ -325,6 +327,8 @@ def test_a_person_at_a_real_terminal_is_asked(tiny_folder: Path, tmp_path: Path)
         pass
     _, status = os.waitpid(pid, 0)
     assert os.waitstatus_to_exitcode(status) == 0, shown
+    told = shown.index("prompts in its gate part, the over_safety gate needs")
+    assert told < shown.index(commands_init._QUESTIONS["utility"]), "the next question came first"
     assert "is ready" in shown and "answers through its chat template" in shown
     assert (tmp_path / "home" / "store").is_dir()
 
