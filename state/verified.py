@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from state import durable
-from state.layout import VERIFIED_FILE
+from state.layout import VERIFIED_FILE, Layout
 
 MAX_KEPT = 20
 
@@ -47,6 +47,8 @@ def note(home: Path, findings: Sequence[Finding]) -> None:
     """Keep what a check found; where the disk cannot take it, it is as if nobody had checked."""
     if durable.is_read_only(home):
         return
+    serving = Layout(home).current_link.resolve()
+    findings = sorted(findings, key=lambda finding: serving not in finding.path.parents)  # what is served comes first
     kept = [asdict(finding) | {"path": str(finding.path)} for finding in findings[:MAX_KEPT]]
     now = datetime.now(UTC).isoformat(timespec="seconds")
     with contextlib.suppress(OSError):

@@ -211,3 +211,11 @@ def test_a_check_on_a_read_only_disk_notes_nothing(
     monkeypatch.setattr(durable, "is_read_only", lambda path: True)
     alignd.text("verify")
     assert verified.last(alignd.home) is None
+
+
+def test_status_names_damage_of_the_version_in_service_first(alignd: Alignd, store: Store) -> None:
+    for version_id in (1, 2):
+        damage(store.model_path(version_id) / SHARD)
+    alignd.json("verify", code=exitcodes.INTEGRITY)
+    (problem,) = alignd.json("status", code=exitcodes.DEGRADED)["problems"]
+    assert str(store.model_path(2)) in problem and str(store.model_path(1)) not in problem
