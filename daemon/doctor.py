@@ -78,20 +78,23 @@ def _signers(context: Context, config: Config) -> Iterator[Check]:
 
 
 def _store_checks(context: Context, config: Config) -> Iterator[Check]:
+    """What the store has to say; one that is damaged ends this, and none of the other checks."""
     try:
-        store = context.store()
+        with context.store() as store:
+            yield from _checks_of(context, config, store)
     except StoreError as err:
         yield Check("store", "bad", str(err), err.hint)
-        return
-    with store:
-        yield Check("store", "ok", f"{len(store.ledger.versions())} version(s), {store.current().name} in service")
-        yield _one_file_system(context, config, store)
-        yield _permissions(store)
-        yield disk_check(config, store)
-        yield _stored(store)
-        yield _base(context, config, store)
-        yield _text_side(store)
-        yield _clock(store)
+
+
+def _checks_of(context: Context, config: Config, store: Store) -> Iterator[Check]:
+    yield Check("store", "ok", f"{len(store.ledger.versions())} version(s), {store.current().name} in service")
+    yield _one_file_system(context, config, store)
+    yield _permissions(store)
+    yield disk_check(config, store)
+    yield _stored(store)
+    yield _base(context, config, store)
+    yield _text_side(store)
+    yield _clock(store)
 
 
 def _inbox(context: Context, config: Config) -> Check:

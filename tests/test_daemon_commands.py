@@ -1085,6 +1085,16 @@ def test_doctor_says_what_to_do_about_too_few_probes(alignd: Alignd) -> None:
 
 
 @pytest.mark.usefixtures("no_torch")
+def test_doctor_goes_on_where_the_ledger_is_damaged(alignd: Alignd, two: Store) -> None:
+    two.close()
+    ledger = bytearray(two.ledger_path.read_bytes())
+    ledger[100:] = b"zorp" * (len(ledger[100:]) // 4)
+    two.ledger_path.write_bytes(ledger)
+    found = checks(alignd.json("doctor", code=exitcodes.DEGRADED))
+    assert found["store"] == "bad" and found["inbox"] == "ok" and "torch" in found
+
+
+@pytest.mark.usefixtures("no_torch")
 def test_doctor_names_probes_that_cannot_be_read(alignd: Alignd) -> None:
     probes(alignd.home, 200)
     (alignd.home / "probes" / "harm.jsonl").unlink(missing_ok=True)
