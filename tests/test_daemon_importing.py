@@ -15,6 +15,7 @@ import torch
 from daemon import cli, exitcodes
 from daemon.importing import bring_in
 from daemon.lineage import Lineage, claims, lineage_of, remerge_edits
+from daemon.terminal import percent
 from state import overlay, patchfile
 from state.errors import RefusedError, StoreCorruptError
 from state.overlay import Edit
@@ -268,6 +269,18 @@ def test_a_damaged_overlay_of_an_import_is_not_merged_into(alignd: Alignd, expor
     _flip(store.overlay_path(1))
     with pytest.raises(StoreCorruptError, match="is not what was written"):
         remerge_edits(store, Lineage((), (), 1), ModelFolder.open(store.model_path(1)))
+
+
+def test_the_report_of_an_import_says_where_it_came_from_and_what_was_measured_there(
+    alignd: Alignd, exported: Path, store: Store, tmp_path: Path
+) -> None:
+    alignd.json("import", str(exported))
+    alignd.json("report", "v1", "--out", str(tmp_path / "v1.html"))
+    page = (tmp_path / "v1.html").read_text()
+    assert f"v2 from {exported}" in page and "As it was measured there" in page
+    measured = [axis for axis in store.version_record(1)["imported"]["axes"] if axis["value"] is not None]
+    section = page.partition('id="identity"')[2].partition("</section>")[0]
+    assert measured and all(f">{percent(axis['value'])}</td>" in section for axis in measured)
 
 
 def test_an_import_has_no_round_to_take_out(alignd: Alignd, exported: Path, store: Store) -> None:
