@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -91,10 +92,17 @@ class Verdicts:
         except StoreError as err:
             self._give_up(row, str(err))
         except OSError as err:
-            return self._wait(row, f"the version could not be written: {err.strerror}")
+            if not self._is_committed(row.id):
+                return self._wait(row, f"the version could not be written: {err.strerror}")
+            self._tidy(row.id)  # the loop finishes what the fault kept from the link and the audit file
         else:
             self._tidy(row.id)
         return None
+
+    def _is_committed(self, round_id: str) -> bool:
+        with contextlib.suppress(OSError):
+            return self._store.round(round_id).version is not None
+        return False
 
     def _commit_version(self, row: RoundRow, result: Mapping[str, Any]) -> None:
         approval = self._shop.config.publish.approval

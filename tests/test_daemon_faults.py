@@ -252,7 +252,8 @@ def test_what_a_fault_kept_from_link_and_audit_file_is_told_and_done_once_it_has
     drop(home, "a.jsonl", "one\n")
     broken = _Broken(call)
     with use(broken), _forever(home, worker), Store.open(home) as store:
-        wait_until(lambda: _shown(home).get("state") == "idle" and _states(store) == ["published"])
+        wait_until(lambda: _states(store) == ["published"] and not store.scratch("r000001").exists())
+        wait_until(lambda: _shown(home).get("state") == "idle" and verify(store) == [])
         broken.is_on = True
         with pytest.raises(OSError):
             store.rollback(reason="bad", actor="test", now=NOW)
@@ -261,6 +262,24 @@ def test_what_a_fault_kept_from_link_and_audit_file_is_told_and_done_once_it_has
         broken.is_on = False
         wait_until(lambda: (home / "models" / "current").readlink().name == "v0" and verify(store) == [])
         wait_until(lambda: "Input/output error" not in _shown(home)["message"])
+
+
+def test_a_round_that_is_committed_does_not_wait_for_the_rest_of_its_writes(
+    home: Path, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Store.commit_version
+
+    def torn(self: Store, *arguments: Any, **more: Any) -> None:
+        real(self, *arguments, **more)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Store, "commit_version", torn)
+    drop(home, "a.jsonl", "one\n")
+    with _forever(home, worker), Store.open(home) as store:
+        wait_until(lambda: _states(store) == ["published"] and not store.scratch("r000001").exists())
+        drop(home, "b.jsonl", "two\n")
+        wait_until(lambda: _states(store) == ["published", "published"])
+        assert "waits" not in _shown(home)["message"] and verify(store) == []
 
 
 class _Broken(FileSystem):
