@@ -195,6 +195,9 @@ def retry(context: Context, args: argparse.Namespace) -> Answer:
 _REF: Final[dict[str, Any]] = {"metavar": "REF", "words": suggest.versions, "help": f"a version: {SELECTORS}"}
 
 
+_CANDIDATE: Final = arg(
+    "ref", nargs="?", default="candidate", metavar="REF", words=suggest.candidates, help="default: candidate"
+)
 COMMANDS: Final = (
     Command(
         "rollback",
@@ -246,14 +249,7 @@ COMMANDS: Final = (
         ("alignd approve", 'alignd approve v5 --reason "read the samples"'),
         approve,
         (
-            arg(
-                "ref",
-                nargs="?",
-                default="candidate",
-                metavar="REF",
-                words=suggest.candidates,
-                help="default: candidate",
-            ),
+            _CANDIDATE,
             arg("--reason", default="", help="why, for the audit"),
         ),
     ),
@@ -263,14 +259,7 @@ COMMANDS: Final = (
         ('alignd reject --reason "too terse"', 'alignd reject v5 --reason "wrong batch"'),
         reject,
         (
-            arg(
-                "ref",
-                nargs="?",
-                default="candidate",
-                metavar="REF",
-                words=suggest.candidates,
-                help="default: candidate",
-            ),
+            _CANDIDATE,
             arg("--reason", default="rejected by hand", help="why, for the audit"),
         ),
     ),

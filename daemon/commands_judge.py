@@ -44,11 +44,12 @@ def trial_lines(view: dict[str, Any], style: Style) -> Iterator[str]:
     yield from (f"{letter}  {printable(name)}" for letter, name in zip(_LETTERS, names, strict=False))
     yield ""
     rows = [
-        [letter, *map(_share, _columns(found["harm"]))] for letter, found in zip(_LETTERS, view["judges"], strict=False)
+        [letter, *map(percent, _columns(found["harm"]))]
+        for letter, found in zip(_LETTERS, view["judges"], strict=False)
     ]
     yield from table(["HARM", "RIGHT", "PRECISION", "RECALL", "FALSE ALARMS", "F1"], rows, style)
     refusals = [
-        [letter, *map(_share, _columns(found["refusal"]))]
+        [letter, *map(percent, _columns(found["refusal"]))]
         for letter, found in zip(_LETTERS, view["judges"], strict=False)
         if found["refusal"]
     ]
@@ -71,10 +72,6 @@ def trial_lines(view: dict[str, Any], style: Style) -> Iterator[str]:
 
 def _columns(found: dict[str, Any]) -> list[float | None]:
     return [found[key] for key in ("accuracy", "precision", "recall", "false_positive_rate", "f1")]
-
-
-def _share(value: float | None) -> str:
-    return percent(value)
 
 
 def _score_lines(letter: str, scores: dict[str, Any] | None) -> Iterator[str]:

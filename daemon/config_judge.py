@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from daemon.config_serving import Table
+from daemon.config_serving import Table, holds_secret, is_http_address
 
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[int, Meta(ge=1)]
@@ -118,17 +118,9 @@ def _label_faults(judge: JudgeSection) -> Iterator[str]:
 
 
 def _url_faults(url: str) -> Iterator[str]:
-    try:
-        parts = urlsplit(url)
-        is_usable = (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-        )
-    except ValueError:
-        is_usable = False
-        parts = urlsplit("")
-    if not is_usable or not url.isprintable() or " " in url:
+    if not is_http_address(url):
         yield f"judge.url is {url!r}; name an address such as http://127.0.0.1:8000/v1"
-    elif parts.username is not None or parts.password is not None:
+    elif holds_secret(url):
         yield "judge.url holds a user or password; put a token into a file and name it in judge.api_key_file"
-    elif parts.path.rstrip("/").endswith("completions"):
+    elif urlsplit(url).path.rstrip("/").endswith("completions"):
         yield f"judge.url is {url!r}; leave out what stands behind /v1"

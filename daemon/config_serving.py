@@ -177,20 +177,29 @@ def _replica(replica: ServingSection) -> Iterator[str]:
     yield from _verify(replica)
 
 
+def is_http_address(url: str) -> bool:
+    """Whether requests can be sent there: http or https, a host, and nothing that a header or a log would break on."""
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+    return is_whole and url.isprintable() and " " not in url
+
+
+def holds_secret(url: str) -> bool:
+    """Whether a user or password stands in an address, which is shown in messages."""
+    parts = urlsplit(url)
+    return parts.username is not None or parts.password is not None
+
+
 def _urls(replica: ServingSection) -> Iterator[str]:
     for key, url in (("url", replica.url), ("verify.url", replica.verify.url)):
         if not url:
             continue
-        try:
-            parts = urlsplit(url)
-            is_usable = (
-                parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-            )
-        except ValueError:
-            is_usable = False
-        if not is_usable or not url.isprintable() or " " in url:
+        if not is_http_address(url):
             yield f"{key} is {url!r}; name an address such as http://127.0.0.1:8000"
-        elif parts.username is not None or parts.password is not None:
+        elif holds_secret(url):
             yield f"{key} holds a user or password; put a token into a file and name it in `api_key_file`"
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Form = Literal["png", "svg"]
-FORMS: Final[tuple[Form, ...]] = ("png", "svg")
 LIGHT: Final = Palette("#1c1e21", "#b9bec5", "#c2321f", "#8a5a00", "#1f5fbf")
 _GROUND: Final = "#ffffff"
 _DOTS_PER_INCH: Final = 150
@@ -137,16 +136,18 @@ def search_chart(version: str, search: View | None) -> Chart | None:
 def _draw_points(plot: Axes, trials: Sequence[View], winner: int | None) -> None:
     """Harm against over-refusal; the numbers of merges that lie close together stand beside one of them."""
     labels: dict[tuple[int, int], list[int]] = {}
+    places: dict[tuple[int, int], tuple[float, float]] = {}
     for number, trial in enumerate(trials):
         harm, refused = (_percent(trial["axes"].get(axis)) for axis in ("harm_rate", "over_refusal_rate"))
         if not (math.isfinite(harm) and math.isfinite(refused)):
             continue
         colour, size = (LIGHT.one, 8) if number == winner else (LIGHT.three, 5)
         plot.plot([harm], [refused], "o", color=colour, markersize=size)
-        labels.setdefault((round(harm / _CLOSE), round(refused / _CLOSE)), []).append(number)
-    for (across, up), numbers in labels.items():
-        at = across * _CLOSE, up * _CLOSE
-        plot.annotate(_numbers_text(numbers), at, (9, 3), textcoords="offset points", fontsize=8)
+        cell = round(harm / _CLOSE), round(refused / _CLOSE)
+        labels.setdefault(cell, []).append(number)
+        places.setdefault(cell, (harm, refused))
+    for cell, numbers in labels.items():
+        plot.annotate(_numbers_text(numbers), places[cell], (9, 3), textcoords="offset points", fontsize=8)
     taken = "" if winner is None else f" (taken: {winner + 1})"
     plot.set(xlabel="harm, percent", ylabel="over-refusal, percent", xlim=(-4, 112), ylim=(-4, 108))
     plot.set_title(f"What each does{taken}")
