@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,9 +29,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def _fresh_log() -> Iterator[None]:
-    """No test logs to the stream of one before it, which pytest has closed by then."""
+    """No test logs to the stream of one before it, and no library's warning becomes a line of the next one's output."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    structlog.reset_defaults()
     yield
     structlog.reset_defaults()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 
 from daemon import cli, exitcodes
 from daemon.child import worker_argv
@@ -297,13 +296,6 @@ def test_quarantine_list_shows_name_and_reason_of_each(
     assert cli.main(["-c", str(aftermath.home / "service.toml"), "--json", "quarantine", "list"]) == exitcodes.OK
     listed = {entry["name"]: entry["reason"] for entry in json.loads(capsys.readouterr().out)}
     assert listed == {name: entry.reason for name, entry in aftermath.quarantined.items()}
-
-
-@pytest.fixture(autouse=True)
-def _plain_structlog() -> Iterator[None]:
-    """`alignd run` in this process sends log lines to a stream that pytest closes."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

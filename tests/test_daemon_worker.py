@@ -6,12 +6,11 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from structlog.testing import capture_logs
 
 from daemon import config as settings
@@ -31,13 +30,6 @@ def home(tmp_path: Path) -> Path:
     home = make_home(tmp_path)
     (home / "service.toml").write_text("seed = 3\n")
     return home
-
-
-@pytest.fixture(autouse=True)
-def _plain_structlog() -> Iterator[None]:
-    structlog.reset_defaults()
-    yield
-    structlog.reset_defaults()
 
 
 def _run(home: Path, kind: str, name: str) -> list[Event | None]:
