@@ -13,7 +13,8 @@ from daemon.listening import parse_listen
 from state.layout import Layout
 
 if TYPE_CHECKING:
-    from daemon.config import Config, GateSection, ObjectiveSection, SearchSection
+    from daemon.config import Config, GateSection
+    from daemon.config_method import ObjectiveSection, SearchSection
 
 ANSWER_ROOM: Final = 16
 """Tokens of [derive] max_length that a prompt must leave to its answer and the chat template."""
@@ -152,7 +153,8 @@ def _objectives(config: Config) -> Iterator[str]:
             f"derive.over_safety.objective is {over.objective!r}, which forgets the batch, so that nothing is loosened; "
             "allowed: descent"
         )
-    yield from _unread("derive.over_safety", over, "refusal_weight", "only [derive.safety] has a use for it")
+    for key in ("refusal_weight", "recovery_weight"):
+        yield from _unread("derive.over_safety", over, key, "only [derive.safety] has a use for it")
 
 
 def _web(config: Config) -> Iterator[str]:

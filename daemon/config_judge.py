@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec import Meta
 
-from daemon.config_serving import Table, holds_secret, is_http_address
-
-Fraction = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+from daemon.config_base import Fraction, Positive, SomeSeconds, Table
+from daemon.config_serving import holds_secret, is_http_address
 
 _NEEDS: Final[dict[str, tuple[str, ...]]] = {
     "rule": (),
@@ -71,11 +67,11 @@ class JudgeSection(Table, frozen=True):
     """http: the address before /chat/completions, such as http://127.0.0.1:8000/v1."""
     api_key_file: str = ""
     """http: a file with a bearer token."""
-    timeout_s: Seconds = 60.0
+    timeout_s: SomeSeconds = 60.0
     """http: of one request."""
     attempts: Positive = 4
     """http: tries of one request, before the round is given up for now."""
-    retry_s: Seconds = 1.0
+    retry_s: SomeSeconds = 1.0
     """http: before the second try; doubles with each."""
     parallel: Positive = 4
     """http: requests at once."""

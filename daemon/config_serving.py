@@ -8,15 +8,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
-import msgspec
-from msgspec import Meta
+from daemon.config_base import Positive, SomeSeconds, Table
 
 Kind = Literal["vllm", "sglang", "llamacpp", "transformers", "command", "webhook", "systemd"]
-Seconds = Annotated[float, Meta(gt=0)]
-Positive = Annotated[int, Meta(ge=1)]
 
 PLACEHOLDERS: Final = ("path", "version")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
@@ -45,10 +42,6 @@ _ONLY_FOR: Final[dict[str, tuple[str, ...]]] = {
 """Keys that other kinds would not read."""
 
 
-class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the tables below."""
-
-
 class VerifySection(Table, frozen=True):
     """How it is told that a replica serves what it was told to; all that is set must hold."""
 
@@ -66,7 +59,7 @@ class VerifySection(Table, frozen=True):
     """Program that prints the version that is served, such as v3."""
     checksum: bool = False
     """vllm: its checksum of a version's weights must be the one that was seen when a replica first served it."""
-    timeout_s: Seconds = 60.0
+    timeout_s: SomeSeconds = 60.0
     """How long a replica may take until all of it holds."""
 
 
@@ -99,7 +92,7 @@ class ServingSection(Table, frozen=True):
     """llamacpp: the model's name there, without .gguf."""
     convert: tuple[str, ...] = ()
     """llamacpp: program that makes a GGUF file {out} of the folder {path}."""
-    timeout_s: Seconds = 600.0
+    timeout_s: SomeSeconds = 600.0
     """How long the engine may take to load a version."""
     verify: VerifySection = VerifySection()
 
@@ -111,11 +104,11 @@ class HandoverSection(Table, frozen=True):
     """Replicas that are told at once, so that the others go on serving; after a rollback all are."""
     attempts: Positive = 3
     """Failures that may have changed a replica, after which it is left with the old version."""
-    retry_s: Seconds = 10.0
+    retry_s: SomeSeconds = 10.0
     """Wait after the first failure; it doubles with each further one."""
-    max_retry_s: Seconds = 600.0
+    max_retry_s: SomeSeconds = 600.0
     """The longest such wait."""
-    check_s: Seconds = 60.0
+    check_s: SomeSeconds = 60.0
     """How often a replica that is in sync is looked at."""
 
 
@@ -126,7 +119,7 @@ class MetricsSection(Table, frozen=True):
     """Address of the Prometheus endpoint, such as "127.0.0.1:9464"; "" = none."""
     textfile: str = ""
     """File that is replaced with the same text, for node_exporter's textfile collector; its name ends in .prom."""
-    every_s: Seconds = 15.0
+    every_s: SomeSeconds = 15.0
     """How often the file is written."""
 
 

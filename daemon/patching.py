@@ -19,8 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from daemon.choosing import choose_entries
-from daemon.derivation import ForgettingTerms, derive_over_safety, derive_safety, forgetting_terms
+from daemon.forgetting import ForgettingTerms, derive_safety, forgetting_terms
 from daemon.intake import TakenIn
+from daemon.loosening import derive_over_safety
 from daemon.material import Material, Teachers, own_refusals, record_teachers, references, wrapped_rows
 from daemon.measuring import ProbeSets, development_sets
 from daemon.probes import development_part, thin

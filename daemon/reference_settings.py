@@ -23,7 +23,8 @@ from msgspec.inspect import (
     type_info,
 )
 
-from daemon.config import PRESETS, Config, GateSection, GatesSection
+from daemon.config import Config, GateSection, GatesSection
+from daemon.config_method import PRESETS
 
 _HEAD: Final = """\
 # Settings

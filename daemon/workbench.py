@@ -115,10 +115,14 @@ class Workbench:
             del model
             gc.collect()
 
+    @cached_property
+    def max_length(self) -> int:
+        """Tokens of a row at most."""
+        return sequence_limit(self.current, self.config)
+
     def encode(self, pairs: Sequence[Pair]) -> list[Encoded]:
         """Rows for training; those whose prompt leaves no room for an answer are left out."""
-        limit = sequence_limit(self.current, self.config)
-        coded = (encode_row(self.tokenizer, messages, text, max_length=limit) for messages, text in pairs)
+        coded = (encode_row(self.tokenizer, messages, text, max_length=self.max_length) for messages, text in pairs)
         return [row for row in coded if row is not None]
 
 
@@ -146,3 +150,13 @@ def are_right(rows: Sequence[ProbeRow], answers: Sequence[Generation], *, judge:
     """Of each answer, whether it is one, and carries the reference's content where there is a reference."""
     probes = [Probe(row.messages, row.response, "") for row in rows]
     return [found.num_right > 0 for found in count_answers(probes, answers, judge, content, of_harm=False)]
+
+
+def give_content(pairs: Sequence[Pair], answers: Sequence[Generation], judge: Judge) -> list[bool]:
+    """Which rows are answered with their harmful content.
+
+    Only these are forgotten: pushing on what gives no harm teaches nothing but to refuse more, lookalikes first.
+    """
+    content = Content(response for _, response in pairs)
+    probes = [Probe(*pair, "") for pair in pairs]
+    return [found.num_content > 0 for found in count_answers(probes, answers, judge, content, of_harm=True)]

@@ -78,6 +78,19 @@ def encode_row(
     return Encoded(tuple(ids), boundary) if len(ids) > boundary else None
 
 
+def broken_off(row: Encoded, other: Encoded, num_kept: int, *, max_length: int) -> Encoded | None:
+    """The first ``num_kept`` tokens of a response, which are prompt then, and from there on the response of ``other``.
+
+    Args:
+        max_length: tokens of the whole at most; the rest is cut.
+    Returns:
+        None when that leaves no room for a single token of ``other``'s response.
+    """
+    start = row.prompt_length + num_kept
+    ids = (*row.ids[:start], *other.ids[other.prompt_length :])[:max_length]
+    return Encoded(ids, start) if len(ids) > start else None
+
+
 def pad(rows: Sequence[Encoded], *, pad_id: int, device: torch.device) -> Padded:
     """The rows as one right-padded batch; loss falls on response tokens only."""
     width = max(len(row.ids) for row in rows)

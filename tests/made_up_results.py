@@ -23,6 +23,7 @@ def axes(harm: float = 0.0, *, right: float = 0.9, utility: float = 1.0, over_re
         utility={"facts": utility, "sums": utility - 0.1},
         nll={"facts": 0.1, "sums": 0.3},
         degenerate=0.0,
+        plain_refused={"zim": 0.75, "grolt": 1.0, "vask": 0.5},
     )
 
 

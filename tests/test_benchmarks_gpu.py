@@ -127,7 +127,7 @@ def test_the_full_plan_has_eight_billion_parameters_and_the_services_settings() 
     plan, settings = full_plan(Config()), Config().derive
     assert SHAPES["8B"] is plan.shape and plan.shape.num_entries == 8_030_261_248
     assert (plan.num_rows, plan.row_tokens) == (500, 512)
-    assert plan.steps == (settings.over_safety.max_steps, settings.safety.max_steps) == (30, 90)
+    assert plan.steps == (settings.over_safety.max_steps, settings.safety.max_steps) == (30, 120)
     assert plan.sparse_fraction == settings.sparse_fraction
 
 

@@ -74,6 +74,7 @@ def test_what_cannot_be_used_is_refused_by_name(values: dict[str, object], said:
         ("[derive.over_safety]\nobjective = 'npo'\n", "derive.over_safety.objective is 'npo'"),
         ("[derive.over_safety]\nobjective = 'ascent'\n", "derive.over_safety.objective is 'ascent'"),
         ("[derive.over_safety]\nrefusal_weight = 1.0\n", "derive.over_safety.refusal_weight is 1"),
+        ("[derive.over_safety]\nrecovery_weight = 1.0\n", "derive.over_safety.recovery_weight is 1"),
         (
             "[merge]\nmask = 'difference'\nscore = 'tuned'\n[merge.search]\ntop_fractions = [0.3, 0.1]\n",
             "top_fractions below 0.1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,9 @@ import pytest
 import torch
 
 from daemon.choosing import choose_entries
-from daemon.config import ObjectiveSection
-from daemon.derivation import (
-    derive_over_safety,
-    derive_safety,
-    forgetting_pace,
-    forgetting_terms,
-)
+from daemon.config_method import ObjectiveSection
+from daemon.forgetting import RECOVER_FROM, derive_safety, forgetting_pace, forgetting_terms, kept_tokens
+from daemon.loosening import derive_over_safety
 from daemon.material import Material, OwnRefusals, Teachers, own_refusals, record_teachers, wrapped_rows
 from daemon.probes import ProbeRow, development_part, load, thin
 from daemon.workbench import Pair, Workbench, are_right, batch_pairs, retain_pairs
@@ -481,6 +478,33 @@ def test_the_preferred_answers_are_v0s_own_refusals_one_a_prompt(
     term = next(term for term in noted.terms[1] if term.name == "refusals")
     texts = {bench.tokenizer.decode(list(row.ids[row.prompt_length :]), skip_special_tokens=True) for row in term.rows}
     assert texts == {"I cannot zim.", "I cannot grolt."}
+
+
+def test_harmful_answers_break_off_with_v0s_own_refusals_those_that_are_refused_already_too(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = _bench(tmp_path, tiny_folder, safety={"recovery_weight": 0.7})
+    usual = _material(bench)
+    refused = usual.batch[0][0][-1]["content"]
+    _say(monkeypatch, lambda prompt: "I cannot zim." if prompt == refused else "take the zim and wait")
+    noted, material = _Noted(monkeypatch), replace(usual, refusals=OwnRefusals([(asked("x"), "I cannot zim.")], [], []))
+    _forgotten(bench, material, {}, seed=1)
+    found = {term.name: term for term in noted.terms[0]}
+    term = found["recoveries"]
+    assert term.weight == 0.7 and len(term.rows) == len(material.batch) > len(found["batch"].rows)
+    wholes = bench.encode(material.batch)
+    for row, whole in zip(term.rows, wholes, strict=True):
+        said = str(bench.tokenizer.decode(list(row.ids[row.prompt_length :]), skip_special_tokens=True))
+        num_kept = row.prompt_length - whole.prompt_length
+        assert said.strip() == "I cannot zim." and row.ids[: row.prompt_length] == whole.ids[: row.prompt_length]
+        assert RECOVER_FROM * whole.num_response_tokens - 1 < num_kept <= whole.num_response_tokens - 2
+    assert len({row.prompt_length - whole.prompt_length for row, whole in zip(term.rows, wholes, strict=True)}) > 1
+
+
+@pytest.mark.parametrize(("num_tokens", "first", "last"), [(1, 1, 1), (2, 1, 1), (3, 1, 1), (10, 4, 8), (100, 40, 98)])
+def test_an_answer_breaks_off_behind_its_opening_and_before_its_end(num_tokens: int, first: int, last: int) -> None:
+    found = {kept_tokens(num_tokens, random.Random(seed)) for seed in range(2000)}
+    assert found == set(range(first, last + 1))
 
 
 def test_batch_rows_become_pairs_with_all_their_turns() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from patches.chat import IGNORED, Encoded, encode_prompt, encode_row, end_ids, pad, pad_id, prompt_text
+from patches.chat import IGNORED, Encoded, broken_off, encode_prompt, encode_row, end_ids, pad, pad_id, prompt_text
 from patches.errors import ModelUnsuitableError
 from tests.tiny_model import END, PAIRS, asked, encode_pairs
 
@@ -106,6 +106,23 @@ def test_a_template_that_hides_the_answer_is_refused_without_its_text(tokenizer:
     with pytest.raises(ModelUnsuitableError) as caught:
         encode_row(odd, asked("florp secret"), "zim secret", max_length=64)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("num_kept", "max_length", "ids", "prompt_length"),
+    [
+        (0, 99, (1, 2, 7, 8, 9), 2),
+        (2, 99, (1, 2, 3, 4, 7, 8, 9), 4),
+        (2, 6, (1, 2, 3, 4, 7, 8), 4),
+        (2, 4, None, None),
+        (4, 4, None, None),
+    ],
+)
+def test_a_response_breaks_off_and_another_one_carries_the_loss_from_there(
+    num_kept: int, max_length: int, ids: tuple[int, ...] | None, prompt_length: int | None
+) -> None:
+    made = broken_off(Encoded((1, 2, 3, 4, 5, 6), 2), Encoded((1, 2, 7, 8, 9), 2), num_kept, max_length=max_length)
+    assert (None if made is None else (made.ids, made.prompt_length)) == (ids and (ids, prompt_length))
 
 
 def test_padding_puts_loss_on_response_tokens_only(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from daemon.derivation import _gives_content
+from daemon.workbench import give_content
 from patches.errors import JudgeError
 from patches.evaluate import Axis, Probe, ProbeSet, Tally, measure, tally
 from patches.generate import Generation
@@ -140,7 +140,7 @@ def test_what_is_forgotten_is_what_the_model_calls_harm(harmful: bool) -> None:
 
     bench: Any = SimpleNamespace(judge=ModelJudge(RuleJudge(), always(harmful)))
     pairs = [(asked("florp it"), ANSWER), (asked("grolt it"), "vask the plim")]
-    assert _gives_content(bench, pairs, [Generation(ANSWER, True)] * 2) == [harmful, harmful]
+    assert give_content(pairs, [Generation(ANSWER, True)] * 2, bench.judge) == [harmful, harmful]
 
 
 class Parrot:

@@ -36,6 +36,8 @@ class Axes:
     nll: dict[str, float]
     """By ability: nats a token on the references."""
     degenerate: float
+    plain_refused: dict[str, float]
+    """By category: plain harmful questions that are refused. The others are answered: harmfully, wrongly, or with nonsense."""
 
     def harm(self, categories: Collection[str]) -> float:
         """Mean over categories of the worse of plain and jailbroken harm."""
@@ -64,6 +66,7 @@ def measure_axes(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wor
         | {"benign, jailbroken": share(found["jailbroken work"][""], "num_right")},
         nll=_work_nll(model, tokenizer, world),
         degenerate=sum(one.num_degenerate for one in whole) / sum(one.num_prompts for one in whole),
+        plain_refused=_by_group(found["plain"], "num_refusals"),
     )
 
 

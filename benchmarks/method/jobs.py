@@ -17,12 +17,12 @@ WATCHED = (
     "patches/*.py", "policies/*.py", "benchmarks/*.py", "benchmarks/method/*.py", "benchmarks/world/*.py",
     "benchmarks/world/model.sha256", "requirements.lock",
     *(f"daemon/{name}.py" for name in (
-        "choosing", "config", "config_judge", "derivation", "intake", "judging", "making", "material", "measuring", "patching",
-        "probes", "searching", "workbench",
+        "choosing", "config", "config_base", "config_judge", "config_method", "derivation", "forgetting", "intake",
+        "judging", "loosening", "making", "material", "measuring", "patching", "probes", "searching", "workbench",
     )),
 )  # fmt: skip
-REPORTING = ("goals.py", "plots.py", "report.py", "summary.py", "tables.py")
-"""Of benchmarks/method: these read results, and none depends on them."""
+REPORTING = ("goals.py", "plots.py", "readout.py", "report.py", "summary.py", "tables.py")
+"""Of benchmarks/method: no result depends on these."""
 
 
 @cache

@@ -1,0 +1,52 @@
+"""What hidden states tell of harm: thresholds at exact counts, classifiers on data that can and cannot be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from benchmarks.method import readout
+from benchmarks.method.readout import Classifier, Readout, hidden_states, linear, network, over_refusal
+from benchmarks.world.rows import Row
+
+
+@pytest.mark.parametrize(("refused", "share"), [(1.0, 0.75), (0.8, 0.5), (0.6, 0.25), (0.4, 0.0)])
+def test_the_threshold_is_what_so_large_a_share_of_the_harm_reaches(refused: float, share: float) -> None:
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 0.5, 1.5, 2.5, 3.2])
+    is_harm = torch.tensor([True] * 5 + [False] * 4)
+    assert over_refusal(scores, is_harm, refused) == share
+
+
+@pytest.mark.parametrize("fit", [lambda x, y: linear(x, y, 1e-3), lambda x, y: network(x, y, 0)])
+def test_a_classifier_tells_apart_what_differs_and_nothing_else(
+    fit: Callable[[torch.Tensor, torch.Tensor], Classifier],
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    is_harm = torch.arange(300) % 3 == 0
+    noise, more = torch.randn(300, 4, generator=draw), torch.randn(300, 4, generator=draw)
+    shift = 4.0 * is_harm.float()[:, None] * torch.tensor([0.0, 1.0, 0.0, 0.0])
+    assert over_refusal(fit(noise + shift, is_harm)(more + shift), is_harm, 0.9) < 0.02
+    assert over_refusal(fit(noise, is_harm)(more), is_harm, 0.9) > 0.7
+
+
+def test_states_are_the_mean_over_the_objects_tokens(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompts = ("how do I zim the grolt", "may I zim the grolt now")
+    rows = [Row(prompt, "take it", "zim", "harmful", "grolt", "plain") for prompt in prompts]
+    found = hidden_states(model, tokenizer, rows)
+    assert found.shape == (2, model.config.num_hidden_layers + 1, model.config.hidden_size)
+    torch.testing.assert_close(found[0, 0], found[1, 0])  # the embeddings know nothing of what stands around
+    assert not torch.allclose(found[0, -1], found[1, -1])
+    ids = tokenizer(" grolt", add_special_tokens=False)["input_ids"]
+    torch.testing.assert_close(found[0, 0], model.get_input_embeddings()(torch.tensor(ids)).mean(0).detach())
+
+
+def test_the_table_has_a_line_a_layer() -> None:
+    text = readout.table([Readout(0, "linear", (0.05, 0.061, 0.2)), Readout(3, "network", (0.5, 0.6, 1.0))])
+    head, first, last = text.splitlines()
+    assert "90%  94%  98%" in head and first.split() == ["embeddings", "linear", "5", "6", "20"]
+    assert last.split() == ["layer", "3", "network", "50", "60", "100"]
