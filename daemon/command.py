@@ -115,6 +115,12 @@ class Command:
     needs_home: bool = True
     """It is about a home, which the folder of alignd's own source is not."""
 
+    def defaults(self) -> dict[str, Any]:
+        """The values of its operands and options where none are given; those that must be given have None."""
+        parser = argparse.ArgumentParser(add_help=False)
+        found = [parser.add_argument(*argument.flags, **argument.options) for argument in self.arguments]
+        return {each.dest: each.default for each in found}
+
 
 def count(text: str) -> int:
     """An option's value as a whole number of things, 0 or more."""

@@ -46,14 +46,19 @@ class Preview:
 class Action:
     """One command, as a button."""
 
-    name: str
+    command: str
+    """As it is typed, without its options: these are as they are where none is given."""
     button: str
-    run: Callable[[Context, argparse.Namespace], Answer]
     operand: str
     """The command's name for what it is about; empty where it is about the whole home."""
     preview: Callable[[Store, str], Preview]
     reason: str | None = None
     """What stands for a reason where none is given; None where the command takes none."""
+
+    @property
+    def name(self) -> str:
+        """Its name in addresses."""
+        return self.command.rpartition(" ")[2]
 
 
 def perform(action: Action, context: Context, *, ref: str, reason: str, stamp: str) -> Answer:
@@ -66,10 +71,11 @@ def perform(action: Action, context: Context, *, ref: str, reason: str, stamp: s
         found = action.preview(store, ref)
     if found.stamp != stamp:
         raise RefusedError("something changed since this was asked", "look at it again, and confirm what is there now")
-    words = {action.operand: found.ref} if action.operand else {}
+    command = _COMMANDS[action.command]
+    words = command.defaults()
+    words |= {action.operand: found.ref} if action.operand else {}
     words |= {} if action.reason is None else {"reason": reason.strip() or action.reason}
-    # no button asks for a check before a rollback: that takes as long as reading a whole version
-    return action.run(context, argparse.Namespace(check=False, **words))
+    return command.run(context, argparse.Namespace(**words))
 
 
 def _rollback(store: Store, ref: str) -> Preview:
@@ -144,18 +150,19 @@ def _release(store: Store, ref: str) -> Preview:
     return Preview(entry.id, f"Release {entry.name}?", told, entry.at, "/quarantine")
 
 
+_COMMANDS: Final = {command.name: command for command in (*commands_control.COMMANDS, *commands_store.COMMANDS)}
 ACTIONS: Final = {
     action.name: action
     for action in (
-        Action("rollback", "Roll back", commands_control.rollback, "ref", _rollback, "rolled back on the page"),
-        Action("pause", "Pause", commands_control.pause, "", _pause, "paused on the page"),
-        Action("resume", "Resume", commands_control.resume, "", _resume, ""),
-        Action("approve", "Approve", commands_control.approve, "ref", _approve, ""),
-        Action("reject", "Reject", commands_control.reject, "ref", _reject, "rejected on the page"),
-        Action("pin", "Pin", commands_store.pin, "ref", _pin),
-        Action("unpin", "Unpin", commands_store.unpin, "ref", _unpin),
-        Action("retry", "Try again", commands_control.retry, "batch", _retry),
-        Action("release", "Release", commands_store.quarantine_release, "entry", _release),
+        Action("rollback", "Roll back", "ref", _rollback, "rolled back on the page"),
+        Action("pause", "Pause", "", _pause, "paused on the page"),
+        Action("resume", "Resume", "", _resume, ""),
+        Action("approve", "Approve", "ref", _approve, ""),
+        Action("reject", "Reject", "ref", _reject, "rejected on the page"),
+        Action("pin", "Pin", "ref", _pin),
+        Action("unpin", "Unpin", "ref", _unpin),
+        Action("retry", "Try again", "batch", _retry),
+        Action("quarantine release", "Release", "entry", _release),
     )
 }
 """Every action by its name in addresses."""
