@@ -21,6 +21,7 @@ from daemon.command import (
     service_pid,
 )
 from daemon.standing import look, names
+from daemon.status_view import status_view
 from state.errors import StoreError
 from state.rows import BatchState, VersionState
 
@@ -36,7 +37,7 @@ def status(context: Context, args: argparse.Namespace) -> Answer:
 
             watch(context, store)
             return Answer(silent=True)
-        view = views.status_view(look(context, store))
+        view = status_view(look(context, store))
     code = exitcodes.DEGRADED if view["problems"] else exitcodes.OK
     return Answer(view, tuple(render.status_lines(view, context.style)), code)
 

@@ -49,7 +49,7 @@ class RetainSection(Table, frozen=True):
     """Weight of the KL term that holds retained answers to v0."""
     references_weight: Annotated[float, Meta(ge=0)] = 1.0
     """Weight of the over-safety probes' references (development part) while the model is loosened."""
-    own_answers_weight: Annotated[float, Meta(ge=0)] = 8.0
+    own_answers_weight: Annotated[float, Meta(ge=0)] = 14.0
     """Weight of the term that holds the loosened model's own answers to the over-safety probes' development part."""
     refusals_weight: Annotated[float, Meta(ge=0)] = 0.02
     """Weight of the term that holds v0's own refusals of standing harm probes: with the next one, and `recovery_weight` above,

@@ -12,6 +12,7 @@ from daemon import views
 from daemon.command import Context
 from daemon.render import history_lines, round_text, status_lines
 from daemon.standing import look, names
+from daemon.status_view import status_view
 from daemon.steps import STEPS
 from daemon.terminal import Style, bar, duration, sparkline
 from state.rows import VersionRow
@@ -72,7 +73,7 @@ def newest_versions(store: Store) -> list[views.View]:
 def frame_of(context: Context, store: Store, versions: list[views.View]) -> Frame:
     """What one redraw shows: the status, the losses, the steps to expect, the newest versions."""
     standing = look(context, store)
-    return views.status_view(standing) | {
+    return status_view(standing) | {
         "losses": views.plain(standing.progress.get("losses") or {}),
         "expected_steps": list(STEPS[standing.running.kind]) if standing.running else [],
         "versions": versions,

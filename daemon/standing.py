@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from daemon.command import Context, service_pid
 from daemon.replica_views import degraded_problems, replica_views
-from daemon.views import Names, Standing, measured
+from daemon.status_view import Standing
+from daemon.views import Names, measured
 from state.errors import NotFoundError
 from state.layout import PROGRESS_FILE
 from state.remedy import remedy

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon import explain, live, render, render_show, render_steps, views
+from daemon.status_view import Standing, status_view
 from daemon.steps import STEPS
 from daemon.terminal import Style, width
 from state.rows import BatchRow, ControlRow, RoundRow, VersionRow
@@ -34,8 +35,8 @@ GATE = {
 }
 
 
-def standing(**changes: Any) -> views.Standing:
-    return replace(views.Standing(current=V1, previous=BASE, num_versions=2), **changes)
+def standing(**changes: Any) -> Standing:
+    return replace(Standing(current=V1, previous=BASE, num_versions=2), **changes)
 
 
 def test_every_version_has_the_three_axes_null_where_not_measured() -> None:
@@ -74,7 +75,7 @@ def test_values_that_json_lacks_become_null_or_text() -> None:
 
 
 def test_status_has_the_promised_fields_and_nulls_when_nothing_happens() -> None:
-    view = views.status_view(standing())
+    view = status_view(standing())
     assert {key: view[key] for key in ("current", "previous", "candidate", "held", "hold", "round", "queue")} == {
         "current": "v1",
         "previous": "v0",
@@ -89,45 +90,45 @@ def test_status_has_the_promised_fields_and_nulls_when_nothing_happens() -> None
 
 
 def test_status_of_the_base_has_what_the_newest_round_measured_on_it() -> None:
-    found = views.status_view(standing(current=BASE, base_metrics={"harm_rate": 0.75}))
+    found = status_view(standing(current=BASE, base_metrics={"harm_rate": 0.75}))
     assert found["metrics"]["harm_rate"] == 0.75
 
 
 def test_status_tells_who_holds_and_why() -> None:
-    view = views.status_view(standing(held=ControlRow("held", "worse answers", "ann", AT)))
+    view = status_view(standing(held=ControlRow("held", "worse answers", "ann", AT)))
     assert view["held"] is True
     assert view["hold"] == {"reason": "worse answers", "actor": "ann", "since": AT}
 
 
 def test_a_round_that_goes_on_says_after_which_step_and_is_not_at_none_of_it() -> None:
     told = {"round": "r000002", "step": None, "fraction": 0.0, "eta_s": None, "loss": None, "steps_done": ["parse"]}
-    view = views.status_view(standing(running=ROUND, progress=told, service_pid=7))["round"]
+    view = status_view(standing(running=ROUND, progress=told, service_pid=7))["round"]
     assert (view["step"], view["fraction"], view["interrupted"]) == (None, None, False)
     assert render.round_text(view, Style()).endswith("  going on after parse")
-    new = views.status_view(standing(running=replace(ROUND, step="", artefacts={}), service_pid=7))["round"]
+    new = status_view(standing(running=replace(ROUND, step="", artefacts={}), service_pid=7))["round"]
     assert (new["step"], render.round_text(new, Style()).endswith("  starting")) == (None, True)
 
 
 def test_a_running_round_with_a_long_name_is_told_in_one_line() -> None:
     told = {"round": "r000002", "step": "over_safety", "fraction": 0.5, "eta_s": 3599, "loss": 12.345}
     busy = standing(running=ROUND, progress=told, service_pid=7, batch_names={"b" * 64: "n" * 150})
-    lines = render.status_lines(views.status_view(busy), Style())
+    lines = render.status_lines(status_view(busy), Style())
     assert max(map(width, lines)) <= 80
     assert any("nn…" in line and "over_safety" in line and "loss 12.345" in line for line in lines)
 
 
 def test_long_names_in_the_queue_leave_it_short() -> None:
     waiting = [replace(BATCH, sha256=f"{at}" * 64, name="n" * 150) for at in range(5)]
-    lines = render.status_lines(views.status_view(standing(queued=waiting)), Style())
+    lines = render.status_lines(status_view(standing(queued=waiting)), Style())
     (at,) = [place for place, line in enumerate(lines) if line.startswith("queue")]
     assert "5: nnn" in lines[at] and "and 2 more" in lines[at] + lines[at + 1]
 
 
 def test_progress_of_another_round_is_not_shown() -> None:
     told = {"round": "r000002", "step": "derive", "fraction": 0.5, "eta_s": 10, "loss": 1.0, "steps_done": ["parse"]}
-    now = views.status_view(standing(running=ROUND, progress=told))["round"]
+    now = status_view(standing(running=ROUND, progress=told))["round"]
     assert (now["step"], now["fraction"], now["steps_done"]) == ("derive", 0.5, ["parse"])
-    late = views.status_view(standing(running=ROUND, progress=told | {"round": "r000001"}))["round"]
+    late = status_view(standing(running=ROUND, progress=told | {"round": "r000001"}))["round"]
     assert (late["step"], late["fraction"], late["steps_done"]) == ("parse", None, ["parse"])
 
 
@@ -162,7 +163,7 @@ def test_what_waits_is_told_with_every_reason_whole() -> None:
 
 def test_the_queue_lists_reverts_before_batches() -> None:
     revert = replace(ROUND, id="r000003", kind="revert", batch=None, target=1, state="queued")
-    view = views.status_view(standing(waiting_rounds=[revert], queued=[BATCH]))
+    view = status_view(standing(waiting_rounds=[revert], queued=[BATCH]))
     assert [item["kind"] for item in view["queue"]] == ["revert", "batch"]
 
 
@@ -211,7 +212,7 @@ def test_notes_are_whole_also_at_80_columns() -> None:
 def test_nothing_a_person_sees_carries_control_characters() -> None:
     told = {"round": "r000002", "step": "derive", "fraction": 0.5, "eta_s": 9, "loss": 1.25}
     busy = standing(running=ROUND, progress=told, service_pid=7, queued=[BATCH], batch_names={"b" * 64: BATCH.name})
-    lines = render.status_lines(views.status_view(busy), Style())
+    lines = render.status_lines(status_view(busy), Style())
     lines += render.batches_lines([views.batch_view(BATCH, [1])], Style())
     lines += render_show.batch_lines(views.batch_view(BATCH, [1]), Style())
     assert not any("\x1b" in line for line in lines)
@@ -263,7 +264,7 @@ def test_the_live_view_marks_steps_done_running_and_to_come() -> None:
 def test_a_line_is_printed_when_a_step_moves_on_by_a_tenth() -> None:
     def frame(fraction: float) -> dict[str, Any]:
         told = {"round": "r000002", "step": "derive", "fraction": fraction}
-        return views.status_view(standing(running=ROUND, progress=told))
+        return status_view(standing(running=ROUND, progress=told))
 
     assert live.change_key(frame(0.50)) == live.change_key(frame(0.55))
     assert live.change_key(frame(0.50)) != live.change_key(frame(0.61))
