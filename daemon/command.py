@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -120,6 +120,21 @@ class Command:
         parser = argparse.ArgumentParser(add_help=False)
         found = [parser.add_argument(*argument.flags, **argument.options) for argument in self.arguments]
         return {each.dest: each.default for each in found}
+
+
+def check_free(paths: Iterable[Path], *, force: bool) -> None:
+    """Whether files may be written there: all of them are looked at before the first is written.
+
+    Raises:
+        CommandError: one is a folder, or is there and may not be overwritten.
+    """
+    taken = [path for path in paths if os.path.lexists(path)]
+    folders = [path for path in taken if path.is_dir()]
+    if folders:
+        raise CommandError(exitcodes.FAILED, f"{folders[0]} is a folder", "name another place with --out")
+    if taken and not force:
+        hint = "--force overwrites, --out names another place"
+        raise CommandError(exitcodes.FAILED, f"{', '.join(map(str, taken))}: there already", hint)
 
 
 def count(text: str) -> int:

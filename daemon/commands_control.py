@@ -189,7 +189,14 @@ def retry(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         found = store.find_batch(args.batch)
         row = store.retry(found.sha256, actor=context.actor, now=utc_now())
-    return Answer(batch_view(row), (f"{printable(row.name)} ({row.sha256[:12]}) is queued again",))
+        notes = tuple(
+            _waits(name, switch.reason) for name, switch in (("held", store.held), ("paused", store.paused)) if switch
+        )
+    return Answer(batch_view(row), (f"{printable(row.name)} ({row.sha256[:12]}) is queued again",), notes=notes)
+
+
+def _waits(switch: str, reason: str) -> str:
+    return f"it waits: the service is {switch} ({printable(reason)}); `alignd resume` lifts that"
 
 
 _REF: Final[dict[str, Any]] = {"metavar": "REF", "words": suggest.versions, "help": f"a version: {SELECTORS}"}

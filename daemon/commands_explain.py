@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, judges_shown, render, suggest, views
-from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, service_pid
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, check_free, service_pid
 from daemon.standing import names
 from state.core import UNNAMED
 from state.errors import ModelFormatError, NotFoundError
@@ -211,10 +211,9 @@ def report(context: Context, args: argparse.Namespace) -> Answer:
         return Answer({"id": row.name, "page": page}, (page,))
     path = Path(args.out or ".").absolute()
     path = path / f"{row.name}.html" if path.is_dir() else path
-    if path.is_dir():
-        raise CommandError(exitcodes.FAILED, f"{path} is a folder", "name a file")
     if not path.parent.is_dir():
         raise CommandError(exitcodes.FAILED, f"{path.parent} is no folder", "create it first")
+    check_free([path], force=args.force)
     data = page.encode()
     durable.write_file(path, data, 0o644)
     return Answer({"id": row.name, "path": str(path), "num_bytes": len(data)}, (f"{row.name} is explained in {path}",))
@@ -250,6 +249,7 @@ COMMANDS: Final = (
                 words=suggest.files,
                 help="a file, a folder for vN.html in it, or - for stdout (default: this folder)",
             ),
+            arg("--force", action="store_true", help="overwrite what is there"),
         ),
     ),
     Command(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from daemon import exitcodes, suggest
-from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, count
+from daemon.command import SELECTORS, Answer, Command, CommandError, Context, arg, check_free, count
 
 if TYPE_CHECKING:
     from daemon.figures import Chart, Form
@@ -48,7 +47,7 @@ def plot(context: Context, args: argparse.Namespace) -> Answer:
     if not drawn:
         raise CommandError(exitcodes.NOT_FOUND, "; ".join(notes), "`alignd history` lists what was measured")
     targets = _targets(drawn, args.out, form)
-    _check_free(targets.values(), force=args.force)
+    check_free(targets.values(), force=args.force)
     written = {targets[chart.name]: image(chart, form) for chart in drawn}
     for path, data in written.items():
         durable.write_file(path, data, 0o644)
@@ -91,17 +90,6 @@ def _targets(charts: Sequence[Chart], out: str | None, form: Form) -> Mapping[st
     if not folder.is_dir():
         raise CommandError(exitcodes.FAILED, f"{folder} is no folder", f"create it first: `mkdir -p {folder}`")
     return {chart.name: path if is_file else folder / f"{chart.name}.{form}" for chart in charts}
-
-
-def _check_free(paths: Iterable[Path], *, force: bool) -> None:
-    """All of them, before the first is written."""
-    taken = [path for path in paths if os.path.lexists(path)]
-    folders = [path for path in taken if path.is_dir()]
-    if folders:
-        raise CommandError(exitcodes.FAILED, f"{folders[0]} is a folder", "name another place with --out")
-    if taken and not force:
-        hint = "--force overwrites, --out names another place"
-        raise CommandError(exitcodes.FAILED, f"{', '.join(map(str, taken))}: there already", hint)
 
 
 COMMANDS: Final = (

@@ -20,6 +20,7 @@ from daemon.config_checks import faults
 from daemon.config_judge import JudgeSection
 from daemon.config_method import PRESETS, DeriveSection, MergeSection
 from daemon.config_serving import HandoverSection, MetricsSection, ServingSection
+from daemon.config_told import wrong
 from state.text import shown
 
 SERVICE_FILE = "service.toml"
@@ -223,7 +224,7 @@ def parse(values: dict[str, Any]) -> Config:
     try:
         return msgspec.convert(merged, Config)
     except msgspec.ValidationError as err:
-        raise ConfigError(str(err)) from err
+        raise ConfigError(wrong(str(err), merged, Config)) from err
 
 
 def to_dict(config: Config) -> dict[str, Any]:

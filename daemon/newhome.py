@@ -55,6 +55,7 @@ def make_home(wishes: Wishes, *, actor: str, now: str) -> None:
     home = wishes.home
     first_new = _first_missing(home)
     copies = {home / ROWS[name]: source for name, source in wishes.rows.items()}
+    harmful = home / ROWS["harm"]
     made = [home / name for name in (*_FOLDERS, "store", "models", "service.toml")] + list(copies)
     new = [path for path in made if not path.exists()]
     try:
@@ -62,7 +63,7 @@ def make_home(wishes: Wishes, *, actor: str, now: str) -> None:
         for name, mode in _FOLDERS.items():
             durable.make_folder(home / name, mode)
         for target, source in copies.items():
-            durable.write_file(target, source.read_bytes(), 0o644)
+            durable.write_file(target, source.read_bytes(), 0o600 if target == harmful else 0o644)
         # settings first: when the power fails before the store is there, `alignd run` makes it from them
         durable.write_file(home / "service.toml", _service_toml(wishes).encode(), 0o644)
         Store.create(home, wishes.base, actor=actor, now=now).close()

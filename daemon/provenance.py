@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import Any, Final
 
+from daemon.judges_shown import judge_of, judge_text
 from daemon.views import View
 from state.rows import VersionRow
 from state.store import Store
@@ -35,6 +36,7 @@ def gather(store: Store, row: VersionRow, view: View, *, base_name: str) -> View
         "model_type": _text(config.get("model_type")),
         "num_parameters": sum(info.num_entries for info in base.tensors.values()),
         "dtypes": sorted({info.dtype for info in base.tensors.values()}),
+        "judge": judge_text(record) or judge_of(view["metrics"]),
         "axes": view["axes"],
         "gates": [{key: gate[key] for key in _GATE_KEYS} for gate in view["gates"]],
         "touched": view["touched"],

@@ -8,23 +8,14 @@ import json
 import textwrap
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, Final, Literal, get_args, get_origin
+from typing import Any, Final
 
 import msgspec
-from msgspec.inspect import (
-    BoolType,
-    FloatType,
-    IntType,
-    NoneType,
-    StrType,
-    Type,
-    UnionType,
-    VarTupleType,
-    type_info,
-)
 
 from daemon.config import Config, GateSection, GatesSection
 from daemon.config_method import PRESETS
+from daemon.config_told import allowed
+from daemon.config_told import nested as nested_in
 
 _HEAD: Final = """\
 # Settings
@@ -73,7 +64,7 @@ def _section(kind: type[Any], default: Any, at: str) -> Iterator[str]:
     below = told(kind)
     for field in msgspec.structs.fields(kind):
         value = default_of(field) if default is None else getattr(default, field.name)
-        nested = _nested(field.type)
+        nested = nested_in(field.type)
         if nested is None:
             rows.append(
                 f"| `{field.encode_name}` | {_allowed(field.type)} | {_shown(value)} | {_text(below, field)} |\n"
@@ -122,14 +113,6 @@ def default_of(field: Any) -> Any:
     return field.default
 
 
-def _nested(kind: Any) -> type[Any] | None:
-    """The section that a field holds, alone or many of it."""
-    for candidate in (kind, *get_args(kind)):
-        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
-            return candidate
-    return None
-
-
 def _about(kind: type[Any]) -> str:
     return _escaped(" ".join((kind.__doc__ or "").split()))
 
@@ -154,31 +137,7 @@ def _shown(value: Any) -> str:
 
 
 def _allowed(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return ", ".join(f"`{json.dumps(value)}`" for value in get_args(kind))
-    return _allowed_by(type_info(kind))
-
-
-def _allowed_by(kind: Type) -> str:
-    match kind:
-        case BoolType():
-            return "`true`, `false`"
-        case IntType():
-            return f"whole number{_bounds(kind)}"
-        case FloatType():
-            return f"number{_bounds(kind)}"
-        case StrType(pattern=pattern):
-            return f"text like `{pattern}`".replace("|", "\\|") if pattern else "text"
-        case VarTupleType(item_type=item):
-            return f"list: {_allowed_by(item)}"
-        case UnionType(types=types):
-            return " or ".join("nothing" if isinstance(one, NoneType) else _allowed_by(one) for one in types)
-    raise TypeError(f"a setting of an unknown type: {kind}")
-
-
-def _bounds(kind: IntType | FloatType) -> str:
-    named = (("above", kind.gt), ("from", kind.ge), ("to", kind.le), ("below", kind.lt))
-    return "".join(f" {word} {bound:g}" for word, bound in named if bound is not None)
+    return allowed(kind).replace("|", "\\|")
 
 
 def _presets() -> Iterator[str]:

@@ -15,7 +15,7 @@ _UNIT: Final = """\
 [Unit]
 Description=Continual alignment of an open-weight language model
 Documentation=file:{home}/service.toml
-After=local-fs.target nvidia-persistenced.service
+After=local-fs.target{after_gpu}
 StartLimitIntervalSec=1h
 StartLimitBurst=10
 
@@ -119,6 +119,7 @@ def render_unit(home: Path, executable: Path, *, gpu: bool, network: Sequence[st
         executable=executable,
         directories=state + _CACHE_DIRECTORIES,
         protect_home="read-only" if _is_under_home(home) or _is_under_home(executable) else "yes",
+        after_gpu=" nvidia-persistenced.service" if gpu else "",
         devices=_GPU_DEVICES if gpu else _CPU_DEVICES,
         network=_NETWORK.format(addresses=" ".join(map(_address, network))) if network else _NO_NETWORK,
     )

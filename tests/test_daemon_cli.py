@@ -53,7 +53,7 @@ FROZEN = {
     "quarantine list": "",
     "quarantine release": "entry",
     "reject": "--reason ref",
-    "report": "--out ref",
+    "report": "--force --out ref",
     "resume": "--reason",
     "retry": "batch",
     "revert": "--reason ref",

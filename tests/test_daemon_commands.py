@@ -397,6 +397,12 @@ def test_a_report_goes_into_a_folder_under_the_name_of_its_version(alignd: Align
     (tmp_path / "pages").mkdir()
     assert alignd.json("report", "v1", "--out", str(tmp_path / "pages"))["path"] == str(tmp_path / "pages" / "v1.html")
     assert "<html" in (tmp_path / "pages" / "v1.html").read_text()
+    (tmp_path / "pages" / "v1.html").write_text("a page of my own")
+    code, _, err = alignd("report", "v1", "--out", str(tmp_path / "pages"))
+    assert "there already" in err and "--force overwrites" in err
+    assert code == exitcodes.FAILED and (tmp_path / "pages" / "v1.html").read_text() == "a page of my own"
+    assert alignd("report", "v1", "--out", str(tmp_path / "pages"), "--force")[0] == exitcodes.OK
+    assert "<html" in (tmp_path / "pages" / "v1.html").read_text()
     (tmp_path / "pages" / "v2.html").mkdir()
     code, _, err = alignd("report", "v2", "--out", str(tmp_path / "pages"))
     assert (code, f"{tmp_path / 'pages' / 'v2.html'} is a folder" in err) == (exitcodes.FAILED, True)
@@ -672,7 +678,11 @@ def test_abort_ends_the_round_and_retry_brings_the_batch_back(alignd: Alignd, st
     ended = alignd.json("abort", "--reason", "wrong file")
     assert (ended["state"], ended["reason"]) == ("aborted", "wrong file")
     assert alignd.json("batches")[0]["state"] == "rejected"
-    assert alignd.json("retry", "batch1.jsonl")["state"] == "queued"
+    alignd("pause", "--reason", "the GPU is lent")
+    code, out, err = alignd("retry", "batch1.jsonl")
+    assert code == exitcodes.OK and "is queued again" in out
+    assert "it waits: the service is paused (the GPU is lent); `alignd resume` lifts that" in err
+    assert alignd.json("batches")[0]["state"] == "queued"
 
 
 @pytest.mark.parametrize("is_served", [True, False])

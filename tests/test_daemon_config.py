@@ -93,6 +93,32 @@ def test_values_that_make_no_sense_are_refused_with_key_value_and_what_is_allowe
 
 
 @pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[inbox]\nmin_rows = "x"\n', '`inbox.min_rows` is "x"; allowed: whole number from 1'),
+        ("[inbox]\nmin_rows = 0\n", "`inbox.min_rows` is 0; allowed: whole number from 1"),
+        ("[inbox]\nmode = 'zorp'\n", '`inbox.mode` is "zorp"; allowed: `"auto"`, `"inotify"`, `"poll"`'),
+        ("inbox = 3\n", "`inbox` is 3; allowed: a table"),
+        ("[merge.search]\nalphas = [1.0, 'x']\n", '`merge.search.alphas[1]` is "x"; allowed: number'),
+        ("[derive.safety]\nstop_loss = 'x'\n", '`derive.safety.stop_loss` is "x"; allowed: number or nothing'),
+        ("[gates.harm]\nclass = 'x'\n", '`gates.harm.class` is "x"; allowed: `"required"`'),
+        ("[[serving]]\nname = 'a'\nkind = 'x'\n", '`serving[0].kind` is "x"; allowed: `"vllm"`'),
+        ("[[serving]]\nkind = 'vllm'\n", "`serving[0]` has no `name`, which must be given"),
+        ("serving = [3]\n", "`serving[0]` is 3; allowed: a table"),
+        ("[model]\ndevice = '" + "x" * 99 + "'\n", "xxx…; allowed: text like `^(auto|cpu"),
+    ],
+)
+def test_a_value_that_is_none_of_its_kind_is_told_with_its_key_and_what_is_allowed(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "service.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert said in str(caught.value) and "Expected" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         'preset = "safepatching"\n',

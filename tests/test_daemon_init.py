@@ -89,6 +89,7 @@ def test_every_question_is_asked_and_every_answer_used(
     assert (config.publish.approval, config.web.listen, config.model.base) == (True, "8420", str(base))
     assert (home / "probes" / "harm.jsonl").read_bytes() == (rows / "harm.jsonl").read_bytes()
     assert (home / "retain.jsonl").stat().st_mode & 0o777 == 0o644
+    assert (home / "probes" / "harm.jsonl").stat().st_mode & 0o777 == 0o600
     out = capsys.readouterr().out
     assert "ok    probes: enough of them: 120 over-safety, 120 utility, 120 harm" in out
     assert "Put there" not in out and "doctor" in out

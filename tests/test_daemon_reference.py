@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from daemon import cli, exitcodes, reference, reference_settings
+from daemon import cli, config_told, exitcodes, reference, reference_settings
 from daemon.command import Argument, Command
 from daemon.config import Config, GateSection, GatesSection, InboxSection
 
@@ -75,7 +75,7 @@ def test_every_setting_is_there_with_its_default() -> None:
 def _keys(section: type[msgspec.Struct]) -> list[str]:
     keys = []
     for field in msgspec.structs.fields(section):
-        inner = reference_settings._nested(field.type)
+        inner = config_told.nested(field.type)
         keys += _keys(inner) if inner and inner is not GateSection else [field.encode_name]
     return keys
 

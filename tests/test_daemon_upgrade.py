@@ -73,6 +73,12 @@ def test_no_store_is_upgraded_under_a_running_service(alignd: Alignd, home: Path
     assert not (home / COPY).exists()
 
 
+def test_beside_a_running_service_there_is_nothing_to_do_on_a_store_of_today(alignd: Alignd, home: Path) -> None:
+    alignd.json("upgrade")
+    with lock.hold(home / "store" / "service.lock", "alignd run"):
+        assert alignd.json("upgrade")["upgraded"] is False
+
+
 def test_where_there_is_no_store_upgrade_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = Alignd(tmp_path, capsys)("upgrade")
     assert code == exitcodes.NO_STORE and "has no store" in err

@@ -17,7 +17,7 @@ WATCHED = (
     "patches/*.py", "policies/*.py", "benchmarks/*.py", "benchmarks/method/*.py", "benchmarks/world/*.py",
     "benchmarks/world/model.sha256", "requirements.lock",
     *(f"daemon/{name}.py" for name in (
-        "choosing", "config", "config_base", "config_judge", "config_method", "derivation", "forgetting", "intake",
+        "choosing", "config", "config_base", "config_judge", "config_method", "config_told", "derivation", "forgetting", "intake",
         "judging", "loosening", "making", "material", "measuring", "patching", "probes", "searching", "workbench",
     )),
 )  # fmt: skip

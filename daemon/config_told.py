@@ -1,0 +1,98 @@
+"""What a setting may be, in words: for the page of settings, and for whoever wrote something else."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, Final, Literal, get_args, get_origin
+
+import msgspec
+from msgspec.inspect import (
+    BoolType,
+    FloatType,
+    IntType,
+    NoneType,
+    StrType,
+    Type,
+    UnionType,
+    VarTupleType,
+    type_info,
+)
+
+MAX_SHOWN: Final = 60
+_PLACE: Final = re.compile(r" - at `\$\.?(.*)`$")
+_MISSING: Final = re.compile(r"missing required field `(\w+)`")
+
+
+def allowed(kind: Any) -> str:
+    """What a setting of a type may be."""
+    if get_origin(kind) is Literal:
+        return ", ".join(f"`{json.dumps(value)}`" for value in get_args(kind))
+    return _allowed_by(type_info(kind))
+
+
+def nested(kind: Any) -> type[msgspec.Struct] | None:
+    """The section that a field holds, alone or many of it."""
+    for candidate in (kind, *get_args(kind)):
+        if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
+            return candidate
+    return None
+
+
+def wrong(problem: str, values: Any, root: type[msgspec.Struct]) -> str:
+    """What msgspec says of a value, put as the key, the value that stands there, and what is allowed.
+
+    Args:
+        problem: the text of a ``ValidationError`` of ``values`` as a ``root``.
+    """
+    found = _PLACE.search(problem)
+    if found is None:
+        return problem
+    place = found[1]
+    steps = [int(step) if step.isdigit() else step for step in re.findall(r"\w+", place)]
+    if missing := _MISSING.search(problem):
+        return f"`{place}` has no `{missing[1]}`, which must be given"
+    for step in steps:
+        values = values[step]
+    kind = _kind_at(root, steps)
+    what = "a table" if nested(kind) else allowed(kind)
+    return f"`{place}` is {_shown(values)}; allowed: {what}"
+
+
+def _kind_at(kind: Any, steps: Sequence[str | int]) -> Any:
+    for step in steps:
+        section = nested(kind)
+        if isinstance(step, int):
+            kind = section or get_args(kind)[0]
+        else:
+            assert section is not None, f"{step}: a key of no table"
+            kind = next(field.type for field in msgspec.structs.fields(section) if field.encode_name == step)
+    return kind
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+
+
+def _allowed_by(kind: Type) -> str:
+    match kind:
+        case BoolType():
+            return "`true`, `false`"
+        case IntType():
+            return f"whole number{_bounds(kind)}"
+        case FloatType():
+            return f"number{_bounds(kind)}"
+        case StrType(pattern=pattern):
+            return f"text like `{pattern}`" if pattern else "text"
+        case VarTupleType(item_type=item):
+            return f"list: {_allowed_by(item)}"
+        case UnionType(types=types):
+            return " or ".join("nothing" if isinstance(one, NoneType) else _allowed_by(one) for one in types)
+    raise TypeError(f"a setting of an unknown type: {kind}")
+
+
+def _bounds(kind: IntType | FloatType) -> str:
+    named = (("above", kind.gt), ("from", kind.ge), ("to", kind.le), ("below", kind.lt))
+    return "".join(f" {word} {bound:g}" for word, bound in named if bound is not None)
