@@ -58,7 +58,7 @@ class RetainSection(Table, frozen=True):
     """Weight of the term that holds v0's own refusals of the batch."""
     wrapped_rows: Count = 600
     """Retained prompts in jailbreaks that the batch's prompts share, at most; v0's right answers to them are held."""
-    wrapped_weight: Annotated[float, Meta(ge=0)] = 3.0
+    wrapped_weight: Annotated[float, Meta(ge=0)] = 5.0
     """Weight of the KL term that holds them."""
     standing_rows: Count = 300
     """Standing harm probes (development part, with a response) that are forgotten along with the batch, at most."""
@@ -84,7 +84,7 @@ class DeriveSection(Table, frozen=True):
     sparse_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.1
     """sparse: share of each of the decoder's matrices that a round may change, chosen by SNIP scores before training."""
     safety: ObjectiveSection = ObjectiveSection(
-        objective="npo", max_steps=120, refusal_weight=0.3, recovery_weight=0.8, skip_below=0.02
+        objective="npo", max_steps=120, refusal_weight=0.3, recovery_weight=1.5, skip_below=0.02
     )
     over_safety: ObjectiveSection = ObjectiveSection(
         objective="descent", max_steps=30, skip_below=0.25, open_at_least=0.1

@@ -90,6 +90,16 @@ def test_what_was_exported_may_be_a_base_and_be_exported_again(
     assert last["model-00001-of-00002.safetensors"] == first["model-00001-of-00002.safetensors"]
 
 
+@pytest.mark.parametrize("judge", ["classifier longformer 12ab34cd; the rules agree on 90.0% of 20 harm probes", ""])
+def test_the_card_says_who_judged_where_that_is_known(
+    alignd: Alignd, two: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: str
+) -> None:
+    monkeypatch.setattr("daemon.provenance.judge_text", lambda record: judge)
+    alignd.json("export", "v2", str(tmp_path / "out"))
+    text = (tmp_path / "out/README.md").read_text()
+    assert (f"greedy decoding, judged by {judge}.\n" if judge else "greedy decoding.\n") in text
+
+
 def test_the_card_is_one_that_model_hubs_read(alignd: Alignd, two: Store, tmp_path: Path) -> None:
     alignd.json("export", "v2", str(tmp_path / "out"), "--base-model", "zorp/glim-1b")
     card = ModelCard.load(tmp_path / "out/README.md")
