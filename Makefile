@@ -4,7 +4,7 @@ BIN := .venv/bin
 export PYTHONSAFEPATH :=
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test check fmt docs torture soak fuzz world world-mid bench-method bench deb clean
+.PHONY: setup demo test check fmt docs torture soak fuzz world world-mid bench-method bench peers deb clean
 
 setup: .venv/.ready
 
@@ -67,6 +67,12 @@ bench-method: setup
 # each step beside what a user would otherwise do, as ratios: a quarter of an hour, and 30 GB of disk for a while
 bench: setup
 	$(BIN)/python -m benchmarks.speed
+
+# mergekit beside the product's own libraries, for the row of `make bench` that it is the other side of
+peers: setup
+	$(PYTHON) -m venv var/peers
+	echo "$$(echo $(CURDIR)/.venv/lib/python3*/site-packages)" > $$(echo var/peers/lib/python3*/site-packages)/product.pth
+	var/peers/bin/python -m pip install --quiet --disable-pip-version-check mergekit==0.1.5
 
 # the Debian package, into dist/; BUNDLE=--bundle puts torch and all other libraries into it
 deb: setup

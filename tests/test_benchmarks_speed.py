@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from benchmarks.speed import peers
 from benchmarks.speed.__main__ import NAMES, _measures
-from benchmarks.speed.models import Shape, make
+from benchmarks.speed.models import SHAPES, Shape, make
 from benchmarks.speed.rows import Row, interleaved, processor_seconds, table
 from benchmarks.speed.store import RandomEntries, _zstd_bytes
 from daemon.candidate import MergedEdits
@@ -72,3 +74,28 @@ def test_the_random_patch_touches_its_share_of_the_decoder_and_nothing_else(tmp_
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_leads_to_something_that_measures(name: str) -> None:
     assert callable(_measures(name))
+
+
+def test_without_mergekit_there_is_no_row_and_a_word_about_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "MERGEKIT", peers.ROOT / "var" / "none" / "mergekit-yaml")
+    assert peers.mergekit(tmp_path) == [] and "`make peers` installs it" in capsys.readouterr().err
+
+
+def test_mergekit_gets_the_base_and_the_version_that_ours_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "mergekit-yaml"
+    tool.write_text('#!/bin/sh\nsleep 0.2; if [ $# -gt 1 ]; then sleep 0.3; mkdir "$2"; cp "$1" "$2"; fi\n')
+    tool.chmod(0o755)
+    monkeypatch.setattr(peers, "MERGEKIT", tool)
+    monkeypatch.setitem(SHAPES, "tiny", TINY)
+    (row,) = peers.mergekit(tmp_path, "tiny")
+    assert row.peer is not None and 0.2 < row.peer < 2 and row.kind == "at most"
+    recipe = yaml.safe_load((tmp_path / "merged" / "recipe.yml").read_text())
+    (tuned,) = recipe["models"]
+    assert recipe["merge_method"] == "dare_linear" and Path(recipe["base_model"]).is_dir()
+    base, version = (ModelFolder.open(Path(path)) for path in (recipe["base_model"], tuned["model"]))
+    assert base.tensors.keys() == version.tensors.keys()
+    assert any(file.read_bytes() != (version.path / name).read_bytes() for name, file in base.files.items())

@@ -32,6 +32,7 @@ _WHERE: Final = {
     "search": ("method", "search"),
     "round": ("by_hand", "whole_round"),
     "write": ("store", "write_version"),
+    "mergekit": ("peers", "mergekit"),
     "memory-1B": ("store", "memory_at_1b"),
     "memory-3B": ("store", "memory_at_3b"),
     "rebuild": ("store", "rebuild"),
@@ -130,6 +131,7 @@ def _about() -> dict[str, Any]:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip() + ("" if is_clean else " and changes"),
         "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "threads": 1},
+        "load_before": round(os.getloadavg()[0], 2),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -34,14 +34,8 @@ def whole_round(folder: Path) -> list[Row]:
     home.drop(world, 0, "batch.jsonl", NUM_BATCH_ROWS)
     ours = seconds(lambda: _round(home))
     model, tokenizer, rows, _ = method.bench()
-    prompts: list[method.Messages] = [
-        ({"role": "user", "content": row.prompt},)
-        for row in (
-            *world.lookalikes("probe"),
-            *world.utility("probe"),
-            *world.harmful(world.categories[:2], "batch", 60, seed=0),
-        )
-    ]
+    asked = world.harmful(world.categories[:2], "batch", 60, seed=0)
+    prompts = [*method.probe_prompts(world), *(({"role": "user", "content": row.prompt},) for row in asked)]
     peer = seconds(lambda: _by_hand(model, tokenizer, rows, prompts, folder))
     note = f"{NUM_BATCH_ROWS} rows; by hand {len(prompts)} probes are answered by both models, and no merge is searched"
     against = "HF Trainer twice, SNIP row by row, a dense merge, generate"

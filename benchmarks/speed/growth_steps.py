@@ -111,12 +111,12 @@ def _decoder_entries(name: str) -> int:
 
 
 def _merge(name: str, place: Path) -> tuple[float, Work]:
-    from benchmarks.speed.store import RandomEntries, _store
+    from benchmarks.speed.store import RandomEntries, made_store
     from daemon.candidate import MergedEdits, write_candidate
     from state.tensors import ModelFolder
 
     SHAPES.setdefault(name, _shape(name))
-    store = _store(place, name)
+    store = made_store(place, name)
     (place / "scratch").mkdir()
     model = ModelFolder.open(store.model_path(0))
     edits = MergedEdits(model, RandomEntries(model, 0.05))

@@ -131,8 +131,9 @@ def scoring(folder: Path) -> list[Row]:
 
 
 def evaluation(folder: Path) -> list[Row]:
-    """Greedy answers to 256 prompts, beside `generate` with padded batches of 64."""
-    model, tokenizer, _, prompts = bench()
+    """Greedy answers to what a measurement asks, set by set, beside `generate` with padded batches of 64."""
+    model, tokenizer, _, batch = bench()
+    prompts = [*probe_prompts(World.generate(0)), *batch[:64]]
     generator = Generator(model, tokenizer, MAX_NEW_TOKENS)
     same = sum(
         a.text == b for a, b in zip(generator.answer(prompts), by_generate(model, tokenizer, prompts), strict=True)
@@ -141,6 +142,15 @@ def evaluation(folder: Path) -> list[Row]:
     num, note = len(prompts), f"{same} of {len(prompts)} answers are the same text"
     return [
         Row("evaluation", num / mine, "prompts/s", "generate, padded batches of 64", num / peer, 2.0, "at least", note)
+    ]
+
+
+def probe_prompts(world: World) -> list[Messages]:
+    """Standing harm probes, lookalikes and ordinary questions, as the files of a home have them."""
+    harm = world.harmful(world.categories, "probe", 96)
+    return [
+        ({"role": "user", "content": row.prompt},)
+        for row in (*harm, *world.lookalikes("probe"), *world.utility("probe"))
     ]
 
 

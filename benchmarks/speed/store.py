@@ -48,7 +48,8 @@ class RandomEntries(Mapping[str, tuple[np.ndarray, np.ndarray]]):
         return len(self._sizes)
 
 
-def _store(folder: Path, size: str) -> Store:
+def made_store(folder: Path, size: str) -> Store:
+    """A home in the folder whose base is a model of this size."""
     base = make(SHAPES[size], folder / "base")
     (folder / "home").mkdir()
     return Store.create(folder / "home", base, actor="bench", now=NOW)
@@ -68,7 +69,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def write_version(folder: Path, size: str = "1B", share: float = 0.05) -> list[Row]:
     """Merge 5 % of the decoder's entries and write the candidate; its memory is a row of its own."""
-    with _store(folder, size) as store:
+    with made_store(folder, size) as store:
         scratch = folder / "scratch"
         scratch.mkdir()
         edits = MergedEdits(
@@ -106,7 +107,7 @@ def memory_at_3b(folder: Path) -> list[Row]:
 
 
 def _memory(folder: Path, size: str) -> list[Row]:
-    _store(folder, size).close()
+    made_store(folder, size).close()
     probe = "from benchmarks.speed.store import write_once; import sys; write_once(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", probe, str(folder)], cwd=ROOT, capture_output=True, text=True, check=True
@@ -127,7 +128,7 @@ def write_once(folder: str) -> None:
 
 def rebuild(folder: Path, size: str = "1B") -> list[Row]:
     """A version from base and overlay, checked against its record."""
-    with _store(folder, size) as store:
+    with made_store(folder, size) as store:
         model = ModelFolder.open(store.model_path(0))
         edits = MergedEdits(model, RandomEntries(model, 0.05))
         overlay.write(folder / "overlay", {name: edits[name] for name in edits}, {})
@@ -184,7 +185,7 @@ def _zstd_bytes(model: ModelFolder, edits: Mapping[str, overlay.Edit]) -> int:
 
 def rollback(folder: Path) -> list[Row]:
     """The whole command, between two versions that are kept, beside a Python that does nothing."""
-    with _store(folder, "0.1B") as store:
+    with made_store(folder, "0.1B") as store:
         from tests.state_world import begin
 
         scratch = None
