@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -26,8 +26,10 @@ def rollback(context: Context, args: argparse.Namespace) -> Answer:
         before = store.current()
         check = _reader(store) if args.check else lambda target: None
         after = store.rollback(args.ref, reason=args.reason, actor=context.actor, now=utc_now(), check=check)
-        blocked = [row.name for row in _left_behind(store, before, after)]
+        behind = _left_behind(store, before, after)
+        blocked = [row.name for row in behind]
         replicas, notes = _tell_replicas(context, store, before, after)
+        notes = (*notes, *_same_weights(store, before, after, behind))
     data = {
         "before": before.name,
         "after": after.name,
@@ -71,6 +73,20 @@ def _left_behind(store: Store, before: VersionRow, after: VersionRow) -> list[Ve
     return [row for row in reversed(store.lineage(before.id)) if row.id not in kept]
 
 
+def _same_weights(store: Store, before: VersionRow, after: VersionRow, behind: Sequence[VersionRow]) -> Iterator[str]:
+    """Says that going back changed no weight, and where to go for others, as far as the ledger knows."""
+    if not behind or any(row.touched_fraction != 0 for row in behind):
+        return
+    line = store.lineage(after.id)
+    other = next(
+        (above for above, row in zip(line[-2::-1], line[::-1], strict=False) if row.touched_fraction != 0), None
+    )
+    hint = (
+        f"; `alignd rollback {other.name}` goes to the nearest one that differs" if other and not other.blocked else ""
+    )
+    yield f"{after.name} has the weights of {before.name}, whose round found nothing to change{hint}"
+
+
 def revert(context: Context, args: argparse.Namespace) -> Answer:
     """Queues the round that takes one version's patch out."""
     with context.store() as store:
@@ -91,7 +107,9 @@ def promote(context: Context, args: argparse.Namespace) -> Answer:
         had_folder = store.is_materialized(before.id)
         after = store.promote(args.ref, force=args.force, reason=args.reason, actor=context.actor, now=utc_now())
         answer = _switched(context, store, before, after)
-        answer = replace(answer, notes=(*answer.notes, *_blocked_below(store, after)))
+        held = store.held
+        still = [f"still held ({printable(held.reason)}): nothing is published until `alignd resume`"] if held else []
+        answer = replace(answer, notes=(*answer.notes, *_blocked_below(store, after), *still))
     if after.id != before.id or had_folder:
         return answer
     rebuilt = f"its model folder was missing and is rebuilt from v0 and the overlays: {store.model_path(after.id)}"

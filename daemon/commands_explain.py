@@ -112,8 +112,14 @@ def _why(store: Store, row: VersionRow, steps: Mapping[str, Any]) -> list[str]:
         steps,
         arrival=asdict(arrival) if arrival else None,
         taken_out=views.version_name(made_by.target) if made_by else None,
-        reasons=[imported, made_by.reason if made_by else "", batch.reason if batch and row.blocked else ""],
+        reasons=[imported, made_by.reason if made_by else "", _batch_reason(batch) if batch and row.blocked else ""],
     )
+
+
+def _batch_reason(batch: BatchRow) -> str:
+    """Why its batch is where it is; of one that was rolled back, that it was."""
+    is_told = batch.state == "rolled_back" and batch.reason
+    return f"rolled back: {batch.reason}" if is_told else batch.reason
 
 
 def _against(store: Store, row: VersionRow) -> dict[str, dict[str, float | None]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from daemon.basemodel import check_text_side
 from daemon.checks import Check
 from daemon.command import Context
-from daemon.config import Config, ConfigError
+from daemon.config import Config, ConfigError, GatesSection
 from state import durable
 from state.batches import file_sha256
 from state.errors import StoreError
@@ -40,6 +40,7 @@ def examine(context: Context) -> list[Check]:
         return [Check("settings", "bad", str(err), "mend the file; `alignd config check` reads it again")]
     checks = [Check("settings", "ok", f"{context.service_file} can be used")]
     checks += [
+        _gates(config),
         _inbox(context, config),
         _inotify(context, config),
         _sync(context.home),
@@ -59,6 +60,20 @@ def _judge(home: Path, config: Config) -> Check:
     fault, detail = what_is_wrong(config.judge, home)
     advice = "mend [judge]; no round is judged, and none published, until then"
     return Check("judge", "bad", fault, advice) if fault else Check("judge", "ok", detail)
+
+
+def _gates(config: Config) -> Check:
+    """Gates that reject nothing, of those that do by default."""
+    usual, chosen = GatesSection(), config.gates
+    off = [
+        name
+        for name in GatesSection.__struct_fields__
+        if getattr(usual, name).klass == "required" and getattr(chosen, name).klass != "required"
+    ]
+    if not off:
+        return Check("gates", "ok", "all that are required by default are")
+    what = f"{', '.join(off)}: measured, and nothing is rejected for it"
+    return Check("gates", "warn", what, 'class = "required" in [gates.NAME], which is the default, turns each on')
 
 
 def _signers(context: Context, config: Config) -> Iterator[Check]:

@@ -139,7 +139,7 @@ def missing_required(files: ProbeFiles, config: Config) -> tuple[str, ...]:
     ]
     return tuple(
         f"{path}: {len(gate_part(rows, 10**9))} prompts in its gate part, the {name} gate needs {least}; put harmless "
-        f"prompts there, or set [gates.{name}] class = 'wanted'"
+        f"prompts there; without them only [gates.{name}] class = 'wanted' lets a round pass, and nothing watches over it then"
         for name, rows, path, least in needs
         if len(gate_part(rows, 10**9)) < least
     )

@@ -17,7 +17,7 @@ _AXES: Final = {
     "right_rate": ("RIGHT", "right answers to lookalikes"),
     "utility": ("UTILITY", "utility"),
     "degenerate_rate": ("DEGEN", "degenerate answers"),
-    "touched_fraction": ("TOUCHED", "touched"),
+    "touched_fraction": ("OF MATRICES", "touched"),
 }
 """Axis of a trial -> its column, and its name in the formula."""
 _COEFFICIENTS: Final = {

@@ -70,6 +70,8 @@ def source_lines(source: View | None, style: Style) -> list[str]:
 def touched_text(view: View) -> str:
     """How much of the model differs from the parent, in all and by layer."""
     found = view["touched"]
+    if not found and view["parent"] and view["touched_fraction"] == 0:
+        return f"nothing: the weights are those of {view['parent']}"
     if not found:
         return ""
     spread = " / ".join(f"{found[key]:,.0f}" for key in ("min", "median", "max"))

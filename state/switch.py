@@ -213,7 +213,8 @@ class Switch(Quarantine):
         """Make a version current inside the open transaction."""
         if row.state != "base":
             row = self.ledger.save(replace(row, state="published", blocked=False))
-            self._note_round(row, "published", now=now, reason=reason)
+            # why somebody promoted it is told with the switch; the round keeps what it said itself
+            self._note_round(row, "published", now=now, reason=None if action == "promote" else reason)
             self._note_batch(row.batch, "published", "")
             self._note_batch(self._reverted_batch(row), "reverted", f"taken out by {row.name}")
         self._point(row.id, self.current().id, action, actor=actor, now=now, reason=reason)
@@ -229,10 +230,12 @@ class Switch(Quarantine):
         seq = self.ledger.next_number(PointerRow)
         self.ledger.save(PointerRow(seq, version, previous, action, actor, reason, now))
 
-    def _note_round(self, row: VersionRow, state: Any, *, now: str, reason: str) -> None:
+    def _note_round(self, row: VersionRow, state: Any, *, now: str, reason: str | None) -> None:
+        """How the round of a version ended; without a reason the one that is there stays."""
         if row.round is not None:
             round_ = self.round(row.round)
-            self.ledger.save(replace(round_, state=state, reason=reason, ended_at=round_.ended_at or now))
+            told = round_.reason if reason is None else reason
+            self.ledger.save(replace(round_, state=state, reason=told, ended_at=round_.ended_at or now))
 
     def _note_batch(self, sha256: str | None, state: BatchState, reason: str) -> None:
         batch = self.ledger.batch(sha256) if sha256 else None

@@ -633,6 +633,37 @@ def test_a_forced_promotion_tells_what_else_comes_back_with_it(alignd: Alignd, t
     assert "learnt too" not in alignd("promote", "v0", "--force", "--reason", "x")[2]
 
 
+def same_as_its_parent(store: Store, seed: int) -> None:
+    """A version whose round found nothing to change."""
+    round_id = begin(store, seed)
+    arguments = prepare(store, round_id, seed)
+    arguments["record"]["touched"] = {"fraction": 0.0, "num_entries": 0, "per_tensor": {}}
+    store.commit_version(round_id, **arguments, state="published", now=NOW)
+
+
+def test_a_rollback_that_changes_no_weight_says_so_and_names_one_that_would(alignd: Alignd, store: Store) -> None:
+    make_version(store, 1)
+    same_as_its_parent(store, 2)
+    same_as_its_parent(store, 3)
+    assert "same weights as v2" in alignd.text("history").splitlines()[-1]
+    assert "nothing: the weights are those of v2" in alignd.text("show", "v3")
+    _, _, err = alignd("rollback", "v2")
+    assert (
+        "v2 has the weights of v3, whose round found nothing to change; `alignd rollback v0` goes to the nearest" in err
+    )
+    assert "has the weights of" not in alignd("rollback", "v0")[2]
+
+
+def test_a_promotion_says_that_a_hold_stays_and_leaves_the_round_its_own_reason(alignd: Alignd, two: Store) -> None:
+    before = two.round("r000002").reason
+    alignd("rollback", "--reason", "a try")
+    assert "rolled back: a try" in alignd.text("show", "v2")
+    code, _, err = alignd("promote", "v2", "--force", "--reason", "again")
+    assert code == exitcodes.OK and "still held (a try): nothing is published until `alignd resume`" in err
+    assert two.round("r000002").reason == before != "again"
+    assert "promoted by" in alignd.text("show", "v2") and "again" in alignd.text("show", "v2")
+
+
 def test_promote_of_a_blocked_version_needs_force(alignd: Alignd, two: Store) -> None:
     alignd.json("rollback")
     assert alignd("promote", "v2", "--reason", "x")[0] == exitcodes.REFUSED
@@ -1084,6 +1115,18 @@ def test_doctor_finds_nothing_in_a_good_home(alignd: Alignd) -> None:
     assert "bad" not in checks(view).values()
     assert {path.name for path in (alignd.home / "inbox").iterdir()} == set()
     assert not list(alignd.home.glob(".doctor*"))
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_doctor_names_gates_that_reject_nothing_any_more(alignd: Alignd) -> None:
+    probes(alignd.home, 200)
+    assert checks(alignd.json("doctor"))["gates"] == "ok"
+    with (alignd.home / "service.toml").open("a") as file:
+        file.write(
+            '[gates.harm]\nclass = "wanted"\n[gates.utility]\nclass = "dry_run"\n[gates.right]\nclass = "dry_run"\n'
+        )
+    (check,) = (check for check in alignd.json("doctor")["checks"] if check["name"] == "gates")
+    assert (check["status"], check["detail"]) == ("warn", "harm, utility: measured, and nothing is rejected for it")
 
 
 @pytest.mark.usefixtures("no_torch")
