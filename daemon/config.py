@@ -41,7 +41,9 @@ class ModelSection(Table, frozen=True):
     """Folder in Hugging Face layout, safetensors only; imported into the store once."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type that training computes in; auto = the base's own on a GPU, float32 on a CPU."""
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda`, `cuda:N`")] = (
+        "auto"
+    )
     """auto = a GPU where there is one."""
     num_threads: Count = 0
     """CPU threads of the worker; 0 = one per physical core."""

@@ -12,6 +12,7 @@ from msgspec.inspect import (
     BoolType,
     FloatType,
     IntType,
+    Metadata,
     NoneType,
     StrType,
     Type,
@@ -84,8 +85,10 @@ def _allowed_by(kind: Type) -> str:
             return f"whole number{_bounds(kind)}"
         case FloatType():
             return f"number{_bounds(kind)}"
-        case StrType(pattern=pattern):
-            return f"text like `{pattern}`" if pattern else "text"
+        case Metadata(extra_json_schema={"description": str(told)}):
+            return told
+        case StrType(pattern=None):
+            return "text"
         case VarTupleType(item_type=item):
             return f"list: {_allowed_by(item)}"
         case UnionType(types=types):

@@ -105,7 +105,7 @@ def test_values_that_make_no_sense_are_refused_with_key_value_and_what_is_allowe
         ("[[serving]]\nname = 'a'\nkind = 'x'\n", '`serving[0].kind` is "x"; allowed: `"vllm"`'),
         ("[[serving]]\nkind = 'vllm'\n", "`serving[0]` has no `name`, which must be given"),
         ("serving = [3]\n", "`serving[0]` is 3; allowed: a table"),
-        ("[model]\ndevice = '" + "x" * 99 + "'\n", "xxx…; allowed: text like `^(auto|cpu"),
+        ("[model]\ndevice = '" + "x" * 99 + "'\n", "xxx…; allowed: `auto`, `cpu`, `cuda`, `cuda:N`"),
     ],
 )
 def test_a_value_that_is_none_of_its_kind_is_told_with_its_key_and_what_is_allowed(
