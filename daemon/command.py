@@ -116,7 +116,7 @@ class Command:
     """It is about a home, which the folder of alignd's own source is not."""
 
     def defaults(self) -> dict[str, Any]:
-        """The values of its operands and options where none are given; those that must be given have None."""
+        """Its operands and options with their defaults as they are declared; those that must be given have None."""
         parser = argparse.ArgumentParser(add_help=False)
         found = [parser.add_argument(*argument.flags, **argument.options) for argument in self.arguments]
         return {each.dest: each.default for each in found}

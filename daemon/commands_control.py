@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, suggest
@@ -77,14 +78,17 @@ def _same_weights(store: Store, before: VersionRow, after: VersionRow, behind: S
     """Says that going back changed no weight, and where to go for others, as far as the ledger knows."""
     if not behind or any(row.touched_fraction != 0 for row in behind):
         return
-    line = store.lineage(after.id)
-    other = next(
-        (above for above, row in zip(line[-2::-1], line[::-1], strict=False) if row.touched_fraction != 0), None
-    )
-    hint = (
-        f"; `alignd rollback {other.name}` goes to the nearest one that differs" if other and not other.blocked else ""
-    )
+    other = _nearest_that_differs(store.lineage(after.id))
+    hint = f"; `alignd rollback {other.name}` goes to the nearest one that differs" if other else ""
     yield f"{after.name} has the weights of {before.name}, whose round found nothing to change{hint}"
+
+
+def _nearest_that_differs(line: Sequence[VersionRow]) -> VersionRow | None:
+    """The newest version with other weights than the last of a line; None where it is blocked, or there is none."""
+    for parent, row in reversed(list(pairwise(line))):
+        if row.touched_fraction != 0:
+            return None if parent.blocked else parent
+    return None
 
 
 def revert(context: Context, args: argparse.Namespace) -> Answer:
@@ -204,17 +208,17 @@ def _ended_before(row: RoundRow) -> CommandError:
 
 def retry(context: Context, args: argparse.Namespace) -> Answer:
     """Queues a batch again."""
+    from daemon.submit import waits_for
+
     with context.store() as store:
         found = store.find_batch(args.batch)
         row = store.retry(found.sha256, actor=context.actor, now=utc_now())
-        notes = tuple(
-            _waits(name, switch.reason) for name, switch in (("held", store.held), ("paused", store.paused)) if switch
-        )
-    return Answer(batch_view(row), (f"{printable(row.name)} ({row.sha256[:12]}) is queued again",), notes=notes)
-
-
-def _waits(switch: str, reason: str) -> str:
-    return f"it waits: the service is {switch} ({printable(reason)}); `alignd resume` lifts that"
+        person = waits_for(store)
+    return Answer(
+        batch_view(row),
+        (f"{printable(row.name)} ({row.sha256[:12]}) is queued again",),
+        notes=(f"it waits: {printable(person)}",) if person else (),
+    )
 
 
 _REF: Final[dict[str, Any]] = {"metavar": "REF", "words": suggest.versions, "help": f"a version: {SELECTORS}"}

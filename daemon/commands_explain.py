@@ -117,9 +117,10 @@ def _why(store: Store, row: VersionRow, steps: Mapping[str, Any]) -> list[str]:
 
 
 def _batch_reason(batch: BatchRow) -> str:
-    """Why its batch is where it is; of one that was rolled back, that it was."""
-    is_told = batch.state == "rolled_back" and batch.reason
-    return f"rolled back: {batch.reason}" if is_told else batch.reason
+    """Why its batch is where it is."""
+    if batch.state == "rolled_back" and batch.reason:
+        return f"rolled back: {batch.reason}"
+    return batch.reason
 
 
 def _against(store: Store, row: VersionRow) -> dict[str, dict[str, float | None]]:

@@ -87,12 +87,9 @@ def _targets(charts: Sequence[Chart], out: str | None, form: Form) -> Mapping[st
     path = Path(out or ".").absolute()
     is_file = path.suffix.lower() == f".{form}" and not path.is_dir()
     folder = path.parent if is_file else path
-    if not folder.is_dir() and not is_file and path.suffix:
-        raise CommandError(
-            exitcodes.USAGE, f"{path.name} is no folder, and no chart ends in {path.suffix}", "allowed: .png, .svg"
-        )
     if not folder.is_dir():
-        raise CommandError(exitcodes.FAILED, f"{folder} is no folder", f"create it first: `mkdir -p {folder}`")
+        hint = f"create it first: `mkdir -p {folder}`; a file of one chart ends in .png or .svg"
+        raise CommandError(exitcodes.FAILED, f"{folder} is no folder", hint)
     return {chart.name: path if is_file else folder / f"{chart.name}.{form}" for chart in charts}
 
 

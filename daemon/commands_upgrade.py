@@ -41,11 +41,11 @@ def upgrade(context: Context, args: argparse.Namespace) -> Answer:
 
 
 def _is_served_up_to_date(context: Context, layout: Layout) -> bool:
-    """Whether a service runs on a store that needs no upgrade: whatever else there is to finish, it does."""
+    """Whether somebody holds the service's lock on a store that needs no upgrade; its holder does what else is left."""
     from state import lock
     from state.errors import SchemaError
 
-    if not lock.is_taken(layout.service_lock):
+    if lock.holder(layout.service_lock) is None:
         return False
     try:
         context.store().close()

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from daemon.config_base import Count, Positive, Seconds, Table
+from daemon.config_base import Count, Positive, Seconds, SomeSeconds, Table
 from daemon.config_checks import faults
 from daemon.config_judge import JudgeSection
 from daemon.config_method import PRESETS, DeriveSection, MergeSection
@@ -61,7 +61,7 @@ class InboxSection(Table, frozen=True):
     lists is there."""
     settle_s: Seconds = 5.0
     """A drop is complete when size, times, inode and members stood still for this long."""
-    rescan_s: Annotated[float, Meta(gt=0)] = 60.0
+    rescan_s: SomeSeconds = 60.0
     """How often the whole folder is looked through, whatever was noticed."""
     require_signature: bool = False
     """Quarantine what no trusted signer has signed: a drop NAME wants NAME.sig beside it."""
@@ -146,7 +146,7 @@ class ScheduleSection(Table, frozen=True):
     """Times a round that failed or died is tried again before its batch is quarantined."""
     retry_s: Seconds = 60.0
     """Wait before a round that failed is tried again."""
-    phase_limit_s: Annotated[float, Meta(gt=0)] = 3600.0
+    phase_limit_s: SomeSeconds = 3600.0
     """A worker that reports nothing for this long is ended, and its round resumed."""
 
 

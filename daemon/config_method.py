@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from daemon.config_base import Count, Fraction, Positive, Rate, Seconds, Table
+from daemon.config_base import AboveZero, Count, Fraction, Positive, Seconds, Table, Weight
 
 
 class ObjectiveSection(Table, frozen=True):
@@ -14,11 +14,11 @@ class ObjectiveSection(Table, frozen=True):
 
     objective: Literal["ascent", "descent", "npo", "simnpo"] = "npo"
     """What is minimised: the safety patch forgets (ascent, npo, simnpo), the over-safety patch learns (descent)."""
-    learning_rate: Rate | None = None
+    learning_rate: AboveZero | None = None
     """Of AdamW; without it 2e-4 for lora, 0.08 / hidden size for full, 0.24 / hidden size for sparse (6e-5 at 4096)."""
     max_steps: Positive = 60
     """Optimiser steps at most."""
-    max_epochs: Rate = 12.0
+    max_epochs: AboveZero = 12.0
     """Safety patch only: how far it goes at most, so that a few rows are pushed a little only."""
     batch_rows: Positive = 32
     """Rows of the batch in one optimiser step; the retained rows come on top."""
@@ -30,13 +30,13 @@ class ObjectiveSection(Table, frozen=True):
     skip_below: Fraction = 0.0
     """Share under which a round does without the patch: of development lookalikes that are refused (over-safety), of rows
     that are answered with their harmful content (safety)."""
-    npo_beta: Rate = 0.1
+    npo_beta: AboveZero = 0.1
     """Sharpness of npo and simnpo."""
-    refusal_weight: Annotated[float, Meta(ge=0)] = 0.0
+    refusal_weight: Weight = 0.0
     """Weight of the model's own refusals as the preferred answers to the batch's prompts (safety patch only)."""
-    recovery_weight: Annotated[float, Meta(ge=0)] = 0.0
+    recovery_weight: Weight = 0.0
     """Weight of the model's own refusals in the middle of the harmful answers, begun and not ended (safety patch only)."""
-    max_grad_norm: Rate = 1.0
+    max_grad_norm: AboveZero = 1.0
     """Longer gradients are cut to this norm."""
 
 
@@ -45,20 +45,20 @@ class RetainSection(Table, frozen=True):
 
     path: str = "retain.jsonl"
     """Benign (prompt, response) rows, held beside the development part of the utility probes."""
-    weight: Annotated[float, Meta(ge=0)] = 2.0
+    weight: Weight = 2.0
     """Weight of the KL term that holds retained answers to v0."""
-    references_weight: Annotated[float, Meta(ge=0)] = 1.0
+    references_weight: Weight = 1.0
     """Weight of the over-safety probes' references (development part) while the model is loosened."""
-    own_answers_weight: Annotated[float, Meta(ge=0)] = 14.0
+    own_answers_weight: Weight = 14.0
     """Weight of the term that holds the loosened model's own answers to the over-safety probes' development part."""
-    refusals_weight: Annotated[float, Meta(ge=0)] = 0.02
+    refusals_weight: Weight = 0.02
     """Weight of the term that holds v0's own refusals of standing harm probes: with the next one, and `recovery_weight` above,
     the dial between refusing harm and refusing what looks like it."""
-    batch_refusals_weight: Annotated[float, Meta(ge=0)] = 0.05
+    batch_refusals_weight: Weight = 0.05
     """Weight of the term that holds v0's own refusals of the batch."""
     wrapped_rows: Count = 600
     """Retained prompts in jailbreaks that the batch's prompts share, at most; v0's right answers to them are held."""
-    wrapped_weight: Annotated[float, Meta(ge=0)] = 5.0
+    wrapped_weight: Weight = 5.0
     """Weight of the KL term that holds them."""
     standing_rows: Count = 300
     """Standing harm probes (development part, with a response) that are forgotten along with the batch, at most."""
@@ -101,17 +101,17 @@ class SearchSection(Table, frozen=True):
     """Nothing more is tried after this long."""
     max_prompts: Positive = 64
     """Development prompts of each axis that one trial answers; of every batch so far 20, when that is more."""
-    harm_weight: Annotated[float, Meta(ge=0)] = 1.0
+    harm_weight: Weight = 1.0
     """What the harm rate costs in a trial's score."""
-    over_refusal_weight: Annotated[float, Meta(ge=0)] = 1.0
+    over_refusal_weight: Weight = 1.0
     """What over-refusal costs; refusing and answering wrongly cost half of it each."""
-    utility_weight: Annotated[float, Meta(ge=0)] = 1.0
+    utility_weight: Weight = 1.0
     """What a right answer to an ordinary question gains."""
-    degenerate_weight: Annotated[float, Meta(ge=0)] = 3.0
+    degenerate_weight: Weight = 3.0
     """What gibberish costs."""
-    touched_weight: Annotated[float, Meta(ge=0)] = 0.05
+    touched_weight: Weight = 0.05
     """What one whole model's worth of touched entries costs; breaks ties towards small versions."""
-    min_gain: Annotated[float, Meta(ge=0)] = 0.03
+    min_gain: Weight = 0.03
     """Score that a setting must gain over the first one tried to be taken instead: less is noise of few prompts."""
     retention_rates: tuple[Fraction, ...] = (1.0,)
     """p: chance that an entry of a patch is kept at all."""

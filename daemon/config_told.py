@@ -57,8 +57,12 @@ def wrong(problem: str, values: Any, root: type[msgspec.Struct]) -> str:
     for step in steps:
         values = values[step]
     kind = _kind_at(root, steps)
-    what = "a table" if nested(kind) else allowed(kind)
+    what = _headed(kind, place) if nested(kind) else allowed(kind)
     return f"`{place}` is {_shown(values)}; allowed: {what}"
+
+
+def _headed(kind: Any, place: str) -> str:
+    return f"tables, each headed `[[{place}]]`" if get_origin(kind) is tuple else "a table"
 
 
 def _kind_at(kind: Any, steps: Sequence[str | int]) -> Any:
@@ -73,6 +77,9 @@ def _kind_at(kind: Any, steps: Sequence[str | int]) -> Any:
 
 
 def _shown(value: Any) -> str:
+    """A value as it stands; of tables and lists not what is in them, which may be a password in an address."""
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "a list"
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
 

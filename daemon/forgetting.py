@@ -28,7 +28,7 @@ from policies.gates import Share
 from policies.loosening import needs_forgetting
 
 RECOVER_FROM: Final = 0.4
-"""Share of a harmful answer that is said, at least, before it breaks off: an opening alone says nothing about the harm."""
+"""Share of a harmful answer, rounded down to tokens, that is said before it breaks off: an opening alone tells no harm."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +173,23 @@ def _recoveries(bench: Workbench, pairs: Sequence[Pair], refusals: Sequence[str]
     model is about to answer tells more, so it also learns to stop there (the recovery examples of arXiv 2406.05946). Prompts
     that are refused already count too: it is questions like them that come to be answered.
     """
+    weight = bench.config.derive.safety.recovery_weight
     draw = random.Random(seed)
     rows: list[Encoded] = []
-    for messages, response in pairs if refusals else ():
+    for messages, response in pairs if refusals and weight > 0 else ():
         coded = bench.encode([(messages, response), (messages, draw.choice(refusals))])
         if len(coded) < 2:
             continue
         harmful, refusal = coded
         row = broken_off(harmful, refusal, kept_tokens(harmful.num_response_tokens, draw), max_length=bench.max_length)
         rows += [] if row is None else [row]
-    return AnswerTerm(rows, bench.config.derive.safety.recovery_weight, name="recoveries")
+    return AnswerTerm(rows, weight, name="recoveries")
 
 
 def kept_tokens(num_tokens: int, draw: random.Random) -> int:
-    """After how many tokens an answer of so many, its end token among them, breaks off: behind its opening, before its end."""
+    """After how many tokens an answer of so many, its end token among them, breaks off: behind its opening, before its end.
+
+    One of two words or less is said whole.
+    """
     first = max(1, int(RECOVER_FROM * num_tokens))
     return draw.randint(first, max(first, num_tokens - 2))

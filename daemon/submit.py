@@ -186,13 +186,13 @@ def _fate(store: Store, drop: Submitted, *, is_claimed: bool) -> Fate | None:
     for entry in store.quarantined():
         if row is None and entry.batch is None and entry.name == drop.name:
             return Fate("quarantined", entry.reason)
-    waits_for = _waits_for(store) if row is None or row.state == "queued" else ""
-    if waits_for:
-        return Fate("held_back", waits_for)
+    person = waits_for(store) if row is None or row.state == "queued" else ""
+    if person:
+        return Fate("held_back", person)
     return None if running else Fate("no_service", "the batch waits; `alignd run` takes it")
 
 
-def _waits_for(store: Store) -> str:
+def waits_for(store: Store) -> str:
     """The person that queued batches wait for; empty when they go on by themselves."""
     for control, words in ((store.held, "held"), (store.paused, "paused")):
         if control is not None:

@@ -47,7 +47,7 @@ class Action:
     """One command, as a button."""
 
     command: str
-    """As it is typed, without its options: these are as they are where none is given."""
+    """As it is typed. Its options have the command's own defaults: no rollback is checked first, which may take minutes."""
     button: str
     operand: str
     """The command's name for what it is about; empty where it is about the whole home."""

@@ -127,7 +127,7 @@ class BatchTerm:
 
 @dataclass(frozen=True)
 class AnswerTerm:
-    """Cross-entropy on given answers: the model's own refusals as the preferred side of forgetting."""
+    """Cross-entropy on given answers: refusals, references, or a refusal in the middle of a begun answer."""
 
     rows: Sequence[Encoded]
     weight: float

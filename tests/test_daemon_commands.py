@@ -712,7 +712,7 @@ def test_abort_ends_the_round_and_retry_brings_the_batch_back(alignd: Alignd, st
     alignd("pause", "--reason", "the GPU is lent")
     code, out, err = alignd("retry", "batch1.jsonl")
     assert code == exitcodes.OK and "is queued again" in out
-    assert "it waits: the service is paused (the GPU is lent); `alignd resume` lifts that" in err
+    assert "it waits: paused (the GPU is lent); it goes on after `alignd resume`" in err
     assert alignd.json("batches")[0]["state"] == "queued"
 
 

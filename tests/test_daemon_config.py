@@ -105,6 +105,11 @@ def test_values_that_make_no_sense_are_refused_with_key_value_and_what_is_allowe
         ("[[serving]]\nname = 'a'\nkind = 'x'\n", '`serving[0].kind` is "x"; allowed: `"vllm"`'),
         ("[[serving]]\nkind = 'vllm'\n", "`serving[0]` has no `name`, which must be given"),
         ("serving = [3]\n", "`serving[0]` is 3; allowed: a table"),
+        (
+            "[serving]\nurl = 'http://u:borogove@h/'\n",
+            "`serving` is a table; allowed: tables, each headed `[[serving]]`",
+        ),
+        ("[[inbox]]\npath = 'borogove'\n", "`inbox` is a list; allowed: a table"),
         ("[model]\ndevice = '" + "x" * 99 + "'\n", "xxx…; allowed: `auto`, `cpu`, `cuda`, `cuda:N`"),
     ],
 )
@@ -115,7 +120,7 @@ def test_a_value_that_is_none_of_its_kind_is_told_with_its_key_and_what_is_allow
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
         load(path)
-    assert said in str(caught.value) and "Expected" not in str(caught.value)
+    assert said in str(caught.value) and "Expected" not in str(caught.value) and "borogove" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

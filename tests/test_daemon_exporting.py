@@ -90,6 +90,14 @@ def test_what_was_exported_may_be_a_base_and_be_exported_again(
     assert last["model-00001-of-00002.safetensors"] == first["model-00001-of-00002.safetensors"]
 
 
+def test_the_card_names_the_judge_of_the_figures_where_the_record_has_none(
+    alignd: Alignd, two: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.provenance.judge_of", lambda metrics: "rule 12ab34cd")
+    alignd.json("export", "v2", str(tmp_path / "out"))
+    assert "greedy decoding, judged by rule 12ab34cd.\n" in (tmp_path / "out/README.md").read_text()
+
+
 @pytest.mark.parametrize("judge", ["classifier longformer 12ab34cd; the rules agree on 90.0% of 20 harm probes", ""])
 def test_the_card_says_who_judged_where_that_is_known(
     alignd: Alignd, two: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judge: str

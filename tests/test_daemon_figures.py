@@ -70,8 +70,6 @@ def test_all_charts_are_written_as_png_into_this_folder(alignd: Alignd, two: Sto
 
 
 def test_what_is_drawn_is_what_was_measured(alignd: Alignd, two: Store, tmp_path: Path) -> None:
-    code, _, err = alignd("plot", "axes", "--out", str(tmp_path / "axes.jpg"))
-    assert code == exitcodes.USAGE and "no chart ends in .jpg" in err and "allowed: .png, .svg" in err
     listed = alignd.json("plot", "--format", "svg", "--out", str(tmp_path / "here"), "--ref", "v1")
     axes, harm, search = (words_of(Path(item["path"]).read_bytes()) for item in listed)
     assert {"harm", "over-refusal", "utility", "in service", "v1", "v2"} <= set(axes)

@@ -47,7 +47,7 @@ def test_gpus_are_open_only_where_asked_for() -> None:
     without = _keys(render_unit(DEFAULT_HOME, DEFAULT_EXECUTABLE, gpu=False))
     assert "DeviceAllow=char-nvidia* rw" in with_gpu and "PrivateDevices=yes" not in with_gpu
     assert "PrivateDevices=yes" in without and not any("DeviceAllow" in line for line in without)
-    assert any("nvidia" in line for line in with_gpu) and not any("nvidia" in line for line in without)
+    assert "After=local-fs.target nvidia-persistenced.service" in with_gpu and "After=local-fs.target" in without
 
 
 def test_the_network_is_open_only_where_and_as_far_as_asked_for() -> None:

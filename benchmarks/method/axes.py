@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,8 +36,9 @@ class Axes:
     nll: dict[str, float]
     """By ability: nats a token on the references."""
     degenerate: float
-    plain_refused: dict[str, float]
-    """By category: plain harmful questions that are refused. The others are answered: harmfully, wrongly, or with nonsense."""
+    plain_refused: dict[str, float] = field(default_factory=dict)
+    """By category: plain harmful questions that are refused. The others are answered: harmfully, wrongly, or with nonsense.
+    Empty in results from before 2026-11-27."""
 
     def harm(self, categories: Collection[str]) -> float:
         """Mean over categories of the worse of plain and jailbroken harm."""

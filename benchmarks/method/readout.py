@@ -1,9 +1,10 @@
 """How well harm can be told from lookalikes by what v0 makes of a question: `python -m benchmarks.method.readout`.
 
 A round teaches a model to refuse questions about objects that no file names, and to answer others that are put in the same
-words. How far that can go at all is bounded by what tells both apart inside the model before it says anything. So a
+words. How far that can go is estimated by what tells both apart inside the model before it says anything: a
 classifier (logistic regression, balanced, several strengths of L2; and a small network) learns from v0's hidden states of
-the very questions that a round may learn from, and is asked about held-out ones.
+the very questions that a round may learn from, and is asked about held-out ones. The best is chosen on these, so the
+estimate is too favourable, if anything.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def single_numbers(result: Result) -> dict[str, float]:
     return {
         "harm": axes.harm(dropped),
         "harm elsewhere": axes.harm(others),
-        "plain refused": mean(axes.plain_refused.values()),
+        "plain refused": mean(axes.plain_refused.values()) if axes.plain_refused else math.nan,
         "over-refusal": axes.over_refusal,
         "right": axes.right,
         "utility": mean(axes.utility.values()),
@@ -100,7 +100,7 @@ def continual_numbers(entry: Result, start: Result) -> dict[str, float]:
         "harm elsewhere": axes.harm(others),
         "plain elsewhere": _mean_of(axes.harm_plain, others),
         "jailbroken elsewhere": _mean_of(axes.harm_jailbroken, others),
-        "plain refused": mean(axes.plain_refused.values()),
+        "plain refused": mean(axes.plain_refused.values()) if axes.plain_refused else math.nan,
         "over-refusal": axes.over_refusal,
         "right": axes.right,
         "utility": mean(axes.utility.values()),

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from benchmarks.speed import method
 from benchmarks.speed.rows import Row, seconds
 from benchmarks.world.world import World
+from daemon.config import Config
 from patches import snip
 from patches.chat import Encoded, pad_id
 from patches.model import decoder_linears
@@ -22,6 +23,9 @@ from patches.terms import Runner
 from tests.product import ROOT, Home, made_home
 
 NUM_BATCH_ROWS = 300
+_DERIVE = Config().derive
+STEPS = (_DERIVE.over_safety.max_steps, _DERIVE.safety.max_steps)
+"""Of the two trainings, as the service takes them by default."""
 
 
 def whole_round(folder: Path) -> list[Row]:
@@ -51,7 +55,7 @@ def _round(home: Home) -> None:
 def _by_hand(
     model: PreTrainedModel, tokenizer: Any, rows: list[Encoded], prompts: list[method.Messages], folder: Path
 ) -> None:
-    tuned = [method.train_by_trainer(model, rows, tokenizer, folder, num_steps=steps) for steps in (30, 90)]
+    tuned = [method.train_by_trainer(model, rows, tokenizer, folder, num_steps=steps) for steps in STEPS]
     weights = decoder_linears(model)
     patches, scores = [], []
     for one in tuned:

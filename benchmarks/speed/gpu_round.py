@@ -131,10 +131,10 @@ def _safety(
 ) -> TaskVector:
     with shifted(bench.model, over_safety):
         runner = bench.runner()
-        own = hold(runner, bench.held, weight=14.0, name="own_answers")
+        own = hold(runner, bench.held, weight=1.0, name="own_answers")
         batch = BatchTerm(bench.batch, "npo", row_nll(runner, bench.batch), 0.1)
-        recoveries = AnswerTerm(bench.batch, 1.5, name="recoveries")  # as long as the rows that break off
-        terms: list[Term] = [AnswerTerm(bench.held, 0.3), recoveries, *holds.values(), own]
+        recoveries = AnswerTerm(bench.batch, 1.0, name="recoveries")  # as long as the rows that break off
+        terms: list[Term] = [AnswerTerm(bench.held, 1.0), recoveries, *holds.values(), own]
         return trained(bench, batch, terms, bench.plan.steps[1], masks=entries, progress=steps.check)
 
 

@@ -131,7 +131,7 @@ def scoring(folder: Path) -> list[Row]:
 
 
 def evaluation(folder: Path) -> list[Row]:
-    """Greedy answers to what a measurement asks, set by set, beside `generate` with padded batches of 64."""
+    """Greedy answers to what a measurement asks, all kinds in one call, beside `generate` with padded batches of 64."""
     model, tokenizer, _, batch = bench()
     prompts = [*probe_prompts(World.generate(0)), *batch[:64]]
     generator = Generator(model, tokenizer, MAX_NEW_TOKENS)
@@ -146,8 +146,8 @@ def evaluation(folder: Path) -> list[Row]:
 
 
 def probe_prompts(world: World) -> list[Messages]:
-    """Standing harm probes, lookalikes and ordinary questions, as the files of a home have them."""
-    harm = world.harmful(world.categories, "probe", 96)
+    """Standing harm probes, lookalikes and ordinary questions, kind by kind."""
+    harm = world.harmful(world.categories, "probe", 8 * len(world.categories))
     return [
         ({"role": "user", "content": row.prompt},)
         for row in (*harm, *world.lookalikes("probe"), *world.utility("probe"))
