@@ -86,7 +86,7 @@ def _history_row(view: View, style: Style) -> list[str]:
 def _history_note(view: View) -> str:
     took_out = [f"takes {view['takes_out']} out"] if view["takes_out"] else []
     same = [f"same weights as {view['parent']}"] if view["parent"] and view["touched_fraction"] == 0 else []
-    return " ".join([*took_out, *same, flags(view)]).strip()
+    return ", ".join(filter(None, [*took_out, *same, flags(view)]))
 
 
 def flags(view: View) -> str:
