@@ -24,6 +24,7 @@ from daemon.terminal import (
     width,
     wrapped,
 )
+from daemon.views import same_weights_as
 from state.quarantine import DROP_PREFIX
 
 View = Mapping[str, Any]
@@ -85,8 +86,8 @@ def _history_row(view: View, style: Style) -> list[str]:
 
 def _history_note(view: View) -> str:
     took_out = [f"takes {view['takes_out']} out"] if view["takes_out"] else []
-    same = [f"same weights as {view['parent']}"] if view["parent"] and view["touched_fraction"] == 0 else []
-    return ", ".join(filter(None, [*took_out, *same, flags(view)]))
+    twin = same_weights_as(view)
+    return ", ".join(filter(None, [*took_out, f"same weights as {twin}" if twin else "", flags(view)]))
 
 
 def flags(view: View) -> str:

@@ -8,6 +8,7 @@ from daemon.render import View, flags, short, state_text
 from daemon.render_made import made_sections
 from daemon.render_show import gates_lines, narrowed, section, title_of
 from daemon.terminal import NOTHING, Style, fields, number, percent, printable, table, when, width, wrapped
+from daemon.views import same_weights_as
 
 
 def version_lines(view: View, style: Style) -> list[str]:
@@ -70,10 +71,9 @@ def source_lines(source: View | None, style: Style) -> list[str]:
 def touched_text(view: View) -> str:
     """How much of the model differs from the parent, in all and by layer."""
     found = view["touched"]
-    if not found and view["parent"] and view["touched_fraction"] == 0:
-        return f"nothing: the weights are those of {view['parent']}"
     if not found:
-        return ""
+        twin = same_weights_as(view)
+        return f"nothing: the weights are those of {twin}" if twin else ""
     spread = " / ".join(f"{found[key]:,.0f}" for key in ("min", "median", "max"))
     share = percent(view["touched_fraction"])
     return f"{share}, {found['num_entries']:,} entries in {found['num_tensors']} tensors; min / median / max of a layer {spread}"

@@ -80,6 +80,11 @@ def version_view(row: VersionRow, names: Names) -> View:
     }
 
 
+def same_weights_as(view: Mapping[str, Any]) -> str | None:
+    """The parent of a version whose round found nothing to change; else None."""
+    return view["parent"] if view["touched_fraction"] == 0 else None
+
+
 def history_view(rows: Iterable[VersionRow], names: Names) -> list[View]:
     """All versions, oldest first."""
     return [version_view(row, names) for row in sorted(rows, key=lambda row: row.id)]

@@ -477,3 +477,10 @@ def test_a_round_of_the_proving_ground_takes_the_steps_of_the_service(ground: Gr
     assert tuple(played.steps) == steps[steps.index("teach") : steps.index("merge")]
     assert played.patch and 0 < played.touched <= config.derive.sparse_fraction
     assert played.steps["search"]["winner"]["point"]["alpha"] == 1.0
+
+
+def test_a_result_from_before_plain_refusals_were_counted_is_read_with_a_gap() -> None:
+    old = single("x", "ours")
+    del old["axes"]["plain_refused"], old["start"]["plain_refused"]
+    found = single_numbers(old)
+    assert math.isnan(found["plain refused"]) and found["right"] == single_numbers(single("x", "ours"))["right"]

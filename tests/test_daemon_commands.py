@@ -654,6 +654,15 @@ def test_a_rollback_that_changes_no_weight_says_so_and_names_one_that_would(alig
     assert "has the weights of" not in alignd("rollback", "v0")[2]
 
 
+def test_a_rollback_names_no_blocked_version_as_the_one_to_go_to(alignd: Alignd, two: Store) -> None:
+    two.rollback("v0", reason="worse", **WHO)
+    alignd("promote", "v2", "--force", "--reason", "x")  # v1, its parent, stays blocked
+    alignd("resume")
+    same_as_its_parent(two, 3)
+    _, _, err = alignd("rollback", "v2")
+    assert "v2 has the weights of v3" in err and "nearest one" not in err
+
+
 def test_a_promotion_says_that_a_hold_stays_and_leaves_the_round_its_own_reason(alignd: Alignd, two: Store) -> None:
     before = two.round("r000002").reason
     alignd("rollback", "--reason", "a try")
