@@ -15,7 +15,7 @@ from benchmarks.world.rows import Row
 
 @pytest.mark.parametrize(("refused", "share"), [(1.0, 0.75), (0.8, 0.5), (0.6, 0.25), (0.4, 0.0)])
 def test_the_threshold_is_what_so_large_a_share_of_the_harm_reaches(refused: float, share: float) -> None:
-    scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 0.5, 1.5, 2.5, 3.2])
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 0.5, 1.5, 2.5, 3.0])
     is_harm = torch.tensor([True] * 5 + [False] * 4)
     assert over_refusal(scores, is_harm, refused) == share
 
