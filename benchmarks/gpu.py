@@ -29,6 +29,7 @@ import transformers
 from benchmarks.speed import flops, gpu_round
 from benchmarks.speed.gpu_plan import TINY, Bench, full_plan
 from benchmarks.speed.gpu_round import OutOfTimeError, Steps
+from benchmarks.speed.models import SHAPES
 from benchmarks.speed.rows import Row, table
 from daemon.config import Config
 from patches.backends import BackendName, TaskVector
@@ -58,13 +59,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--part", action="append", choices=list(PARTS), help="these only; may be repeated")
     parser.add_argument("--limit-s", type=float, default=420.0, help="when to stop (default: %(default)s)")
+    parser.add_argument("--shape", choices=["tiny", *SHAPES], help="of the model (default: 8B on a GPU, else tiny)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help=f"where figures go (default: {RESULTS.relative_to(ROOT)}, on a GPU)")
     options = parser.parse_args(argv)
     deadline = time.monotonic() + options.limit_s
     device = torch.device(options.device)
     out: Path | None = options.out or (RESULTS if device.type == "cuda" else None)
-    bench = Bench.open(full_plan(Config()) if device.type == "cuda" else TINY, device)
+    shape = options.shape or ("8B" if device.type == "cuda" else "tiny")
+    bench = Bench.open(TINY if shape == "tiny" else full_plan(Config(), SHAPES[shape]), device)
     kept: Found = json.loads(out.read_text()) if out is not None and out.exists() else {}
     shutil.rmtree(WORK, ignore_errors=True)
     try:

@@ -152,7 +152,8 @@ def merged(model: PreTrainedModel, patch: SparsePatch) -> Iterator[None]:
 def shifted(model: PreTrainedModel, task_vector: TaskVector) -> Iterator[None]:
     """The model moved by a whole task vector, and put back bit for bit at the end."""
     weights = decoder_linears(model)
-    before = {name: weights[name].data.clone() for name in task_vector}
+    # off a GPU, whose memory the training between needs
+    before = {name: weights[name].data.to("cpu", copy=True) for name in task_vector}
     try:
         for name, delta in task_vector.items():
             data = weights[name].data
@@ -160,7 +161,7 @@ def shifted(model: PreTrainedModel, task_vector: TaskVector) -> Iterator[None]:
         yield
     finally:
         for name, data in before.items():
-            weights[name].data = data
+            weights[name].data = data.to(weights[name].device)
 
 
 def _support(safety: torch.Tensor, over_safety: torch.Tensor) -> Support:

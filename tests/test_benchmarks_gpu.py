@@ -124,7 +124,7 @@ def test_a_card_has_the_peak_of_its_own_kind_and_an_unknown_one_none() -> None:
 
 
 def test_the_full_plan_has_eight_billion_parameters_and_the_services_settings() -> None:
-    plan, settings = full_plan(Config()), Config().derive
+    plan, settings = full_plan(Config(), SHAPES["8B"]), Config().derive
     assert SHAPES["8B"] is plan.shape and plan.shape.num_entries == 8_030_261_248
     assert (plan.num_rows, plan.row_tokens) == (500, 512)
     assert plan.steps == (settings.over_safety.max_steps, settings.safety.max_steps) == (30, 120)

@@ -18,7 +18,7 @@ from benchmarks.method.play import Task, play_round
 from daemon.config import Config
 from daemon.intake import TakenIn, UnusableBatchError, join
 from patches.merge import OVER_SAFETY, SAFETY, SparsePatch, merged
-from patches.model import decoder_linears, load_model, load_tokenizer
+from patches.model import decoder_linears, load_model, load_tokenizer, pick_device
 
 NUM_ROUNDS = 10
 ROWS = 200
@@ -169,4 +169,4 @@ def _axes_of(ground: Ground, folder: Path) -> Axes:
 
 
 def _load(folder: Path) -> Any:
-    return load_model(folder, dtype="float32", device=torch.device("cpu"))
+    return load_model(folder, dtype="float32", device=pick_device("auto"))

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from benchmarks.speed.models import SHAPES, TOKENIZER, Shape, config_of
+from benchmarks.speed.models import TOKENIZER, Shape, config_of
 from daemon.config import Config
 from patches.chat import Encoded, pad_id
 from patches.generate import Generator
@@ -50,11 +50,11 @@ class Plan:
     """Merges that the search tries."""
 
 
-def full_plan(config: Config) -> Plan:
-    """8 B parameters, and everything else as the service has it by default."""
+def full_plan(config: Config, shape: Shape) -> Plan:
+    """Everything but the shape as the service has it by default."""
     settings = config.derive
     return Plan(
-        shape=SHAPES["8B"], num_rows=500, row_tokens=512, held_tokens=128, held_rows=300, pass_tokens=4096, timed_steps=3,
+        shape=shape, num_rows=500, row_tokens=512, held_tokens=128, held_rows=300, pass_tokens=4096, timed_steps=3,
         score_rows=config.merge.score_rows, batch_rows=settings.safety.batch_rows, hold_rows=settings.retain.batch_rows,
         steps=(settings.over_safety.max_steps, settings.safety.max_steps), asked=4 * config.merge.search.max_prompts,
         new_tokens=config.judge.max_new_tokens, sparse_fraction=settings.sparse_fraction, lora_rank=settings.lora_rank,

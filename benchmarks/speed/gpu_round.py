@@ -19,10 +19,10 @@ import torch
 from benchmarks.speed.gpu_plan import Bench
 from daemon.candidate import MergedEdits, sparse_entries, write_candidate
 from patches.backends import BackendName, TaskVector, usual_learning_rate
+from patches.choice import choose_entries
 from patches.derive import Progress, Recipe, derive
-from patches.mask import Masks, top_mask
+from patches.mask import Masks
 from patches.merge import Patches, Setting, SparsePatch, merged, merged_patch, shifted
-from patches.snip import scores
 from patches.terms import AnswerTerm, BatchTerm, HoldTerm, ObjectiveName, Term, hold, row_nll
 from state.store import Store
 from state.tensors import ModelFolder
@@ -104,7 +104,8 @@ def _round(bench: Bench, steps: Steps, home: Path | None) -> None:
     with steps.timed("teach"):
         holds = {name: hold(bench.runner(), bench.held, weight=1.0, name=name) for name in SAFETY_HOLDS[:4]}
     with steps.timed("choose"):
-        entries = choose(bench, steps.check)
+        sets = [rows[: plan.score_rows] for rows in (bench.batch, bench.held)]
+        entries = choose_entries(bench.runner(), sets, fraction=plan.sparse_fraction, progress=steps.check)
     with steps.timed("over_safety"):
         batch = BatchTerm(bench.batch, "descent", torch.zeros(len(bench.batch)), 0.1)
         terms: list[Term] = [
@@ -136,22 +137,6 @@ def _safety(
         recoveries = AnswerTerm(bench.batch, 1.0, name="recoveries")  # as long as the rows that break off
         terms: list[Term] = [AnswerTerm(bench.held, 1.0), recoveries, *holds.values(), own]
         return trained(bench, batch, terms, bench.plan.steps[1], masks=entries, progress=steps.check)
-
-
-def choose(bench: Bench, progress: Callable[[float], None]) -> Masks:
-    """The entries that may be trained, by SNIP scores of batch and lookalikes, as `daemon.choosing` does it."""
-    found: TaskVector = {}
-    for rows in (bench.batch, bench.held):
-        score = scores(bench.runner(), rows[: bench.plan.score_rows], {}, kind="base", progress=progress)
-        whole = sum(float(each.sum()) for each in score.values())
-        for name in list(score):
-            scaled = score.pop(name).div_(whole)
-            found[name] = found[name].add_(scaled) if name in found else scaled
-    chosen = {}
-    for name in list(found):
-        chosen[name] = top_mask(found.pop(name), bench.plan.sparse_fraction)
-        progress(1.0)
-    return chosen
 
 
 def trained(

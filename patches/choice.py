@@ -1,0 +1,60 @@
+"""Which entries of a model a round may change, by SNIP scores of several sets of rows together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from patches.chat import Encoded
+from patches.errors import NothingTrainedError
+from patches.mask import Mask, Masks, top_mask
+from patches.snip import Scores, scores
+from patches.terms import Runner
+
+
+def choose_entries(
+    runner: Runner,
+    sets: Sequence[Sequence[Encoded]],
+    *,
+    fraction: float,
+    progress: Callable[[float], None],
+    taken: Mapping[str, Mask] | None = None,
+) -> Masks:
+    """Of every decoder matrix the entries that bear most on all sets: |w dL/dw|, each set's scores scaled to sum 1.
+
+    Ranked over all matrices together most entries lie in the first layer, and what every answer is made from goes wrong
+    with it.
+
+    Args:
+        sets: of rows, at least one set, each with a row.
+        fraction: share of a matrix's entries, in [0, 1].
+        taken: entries that are not to be chosen.
+    Returns:
+        Bool masks on the CPU, shaped like the weights; exactly ``int(fraction * numel)`` entries, or fewer where the free
+        ones are fewer.
+    Raises:
+        NothingTrainedError: no entry has a gradient on one of the sets.
+    """
+    found: Scores = {}
+    for number, rows in enumerate(sets):
+        score = scores(runner, rows, {}, kind="base", progress=_part(progress, number, len(sets)))
+        whole = sum(float(each.sum()) for each in score.values())
+        if whole == 0:
+            raise NothingTrainedError(f"no entry has a gradient on {len(rows)} rows: nothing to choose from")
+        for name in list(score):  # one at a time: each set of scores is twice as large as a model in bfloat16
+            scaled = score.pop(name).div_(whole)
+            found[name] = found[name].add_(scaled) if name in found else scaled
+    device = runner.model.device  # where a GPU ranks in seconds what takes a CPU minutes
+    return {name: _highest(found.pop(name), fraction, (taken or {}).get(name), device) for name in list(found)}
+
+
+def _highest(score: torch.Tensor, fraction: float, taken: Mask | None, device: torch.device) -> Mask:
+    if taken is None:
+        return top_mask(score.to(device), fraction).cpu()
+    return top_mask(score.masked_fill_(taken, 0).to(device), fraction).cpu() & ~taken
+
+
+def _part(progress: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:
+    """Progress of one of several parts of equal length."""
+    return lambda done: progress((number + done) / count)
