@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--shape", choices=["tiny", *SHAPES], help="of the model (default: 8B on a GPU, else tiny)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help=f"where figures go (default: {RESULTS.relative_to(ROOT)}, on a GPU)")
+    parser.add_argument("--commit", help="that this code is, where it is not a checkout of it")
     options = parser.parse_args(argv)
     deadline = time.monotonic() + options.limit_s
     device = torch.device(options.device)
@@ -73,7 +74,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for name in options.part or PARTS:
             print(f"{name} …", file=sys.stderr, flush=True)
-            kept[name] = _attempt(bench, partial(PARTS[name], bench, deadline)) | {"about": _about(bench)}
+            kept[name] = _attempt(bench, partial(PARTS[name], bench, deadline)) | {
+                "about": _about(bench, options.commit)
+            }
             if out is not None:  # after each part, so that what ends the command early costs that part only
                 out.write_text(json.dumps(kept, indent=1) + "\n")
     finally:
@@ -249,12 +252,12 @@ def _peak(bench: Bench) -> float | None:
     return flops.peak(torch.cuda.get_device_name()) if bench.device.type == "cuda" else None
 
 
-def _about(bench: Bench) -> Found:
+def _about(bench: Bench, commit: str | None) -> Found:
     """Where and from what code the figures are."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "not known",
+        "commit": commit or head.stdout.strip() or "not known",
         "card": torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU",
         "plan": asdict(bench.plan),
         "parameters": bench.plan.shape.num_entries,

@@ -21,7 +21,8 @@ of the model's type, comes on top."""
 FULL_BYTES: Final = 4 + 4 + 2 * 4
 """Training every entry: value in float32, gradient, two moments. The old value takes the place of the model's own."""
 PATCH_BYTES: Final = 2 * 4 + 1
-"""In main memory an entry of the decoder: both patches in float32, and a byte that says whether it was chosen."""
+"""In main memory an entry of the decoder: both patches in float32, and a byte that says whether it was chosen. While the
+second is trained on top of the first, the model's own value stands there in the second one's place."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ SHAPES: Final = (
 def choosing(shape: Shape, type_bytes: int) -> int:
     """Bytes on the device while entries are chosen."""
     at_once = max(ENTRIES_AT_ONCE["cuda"], shape.largest)
-    return type_bytes * shape.parameters + SCORE_BYTES * shape.decoder + (type_bytes + 4) * at_once
+    return type_bytes * shape.parameters + SCORE_BYTES * (shape.decoder + shape.largest) + type_bytes * at_once
 
 
 def training_sparse(shape: Shape, type_bytes: int, fraction: float = 0.1) -> int:

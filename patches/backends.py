@@ -161,7 +161,8 @@ def _open_lora(model: PreTrainedModel, rank: int, seed: int) -> Iterator[Trainin
     training = Training(model, [p for p in wrapped.parameters() if p.requires_grad])
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
     try:
-        yield training
+        with _mixed_types(model):  # else peft multiplies adapters, which are float32, in float32
+            yield training
         training.task_vector = {
             f"{name}.weight": layer.get_delta_weight("default").detach().float().cpu() for name, layer in layers.items()
         }

@@ -9,7 +9,7 @@ import torch
 from patches.chat import Encoded
 from patches.errors import NothingTrainedError
 from patches.mask import Mask, Masks, top_mask
-from patches.snip import Scores, scores
+from patches.snip import CPU, Scores, scores
 from patches.terms import Runner
 
 
@@ -36,23 +36,34 @@ def choose_entries(
     Raises:
         NothingTrainedError: no entry has a gradient on one of the sets.
     """
-    found: Scores = {}
+    device = runner.model.device  # where a GPU ranks in seconds what takes a CPU minutes
+    parts: list[tuple[Scores, float]] = []
     for number, rows in enumerate(sets):
-        score = scores(runner, rows, {}, kind="base", progress=_part(progress, number, len(sets)))
+        is_last = number == len(sets) - 1  # the others wait where there is room for them
+        score = scores(
+            runner,
+            rows,
+            {},
+            kind="base",
+            progress=_part(progress, number, len(sets)),
+            device=device if is_last else CPU,
+        )
         whole = sum(float(each.sum()) for each in score.values())
         if whole == 0:
             raise NothingTrainedError(f"no entry has a gradient on {len(rows)} rows: nothing to choose from")
-        for name in list(score):  # one at a time: each set of scores is twice as large as a model in bfloat16
-            scaled = score.pop(name).div_(whole)
-            found[name] = found[name].add_(scaled) if name in found else scaled
-    device = runner.model.device  # where a GPU ranks in seconds what takes a CPU minutes
-    return {name: _highest(found.pop(name), fraction, (taken or {}).get(name), device) for name in list(found)}
+        parts.append((score, whole))
+    return {name: _highest(parts, name, fraction, (taken or {}).get(name), device) for name in list(parts[0][0])}
 
 
-def _highest(score: torch.Tensor, fraction: float, taken: Mask | None, device: torch.device) -> Mask:
+def _highest(
+    parts: Sequence[tuple[Scores, float]], name: str, fraction: float, taken: Mask | None, device: torch.device
+) -> Mask:
+    """The entries of one matrix, whose scores are let go of."""
+    total = sum(score.pop(name).to(device).div_(whole) for score, whole in parts)
+    assert isinstance(total, torch.Tensor)
     if taken is None:
-        return top_mask(score.to(device), fraction).cpu()
-    return top_mask(score.masked_fill_(taken, 0).to(device), fraction).cpu() & ~taken
+        return top_mask(total, fraction).cpu()
+    return top_mask(total.masked_fill_(taken.to(device), 0), fraction).cpu() & ~taken
 
 
 def _part(progress: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:

@@ -26,6 +26,7 @@ from patches.terms import Runner
 
 ScoreName = Literal["base", "tuned", "delta", "magnitude"]
 Scores = dict[str, torch.Tensor]
+CPU: Final = torch.device("cpu")
 Weights = Mapping[str, torch.Tensor]
 TOKENS_AT_ONCE: Final = 2048
 """Padded tokens of one backward pass: beside it what goes into every layer is kept."""
@@ -40,27 +41,33 @@ def scores(
     *,
     kind: ScoreName,
     progress: Callable[[float], None],
+    device: torch.device = CPU,
 ) -> Scores:
-    """The score of every entry of a patch, float32, >= 0, on the CPU, shaped like the patch.
+    """The score of every entry of a patch, float32, >= 0, shaped like the patch.
 
     Args:
         rows: the batch's rows; unused by ``magnitude``.
         patch: the task vector from the runner's model.
         kind: base: |w g| at the model itself (both patches then rank alike); tuned: |w g| at the tuned model;
             delta: |patch g| at the tuned model; magnitude: |patch|.
+        device: where the scores go; they take twice as much memory as a model in bfloat16.
     Raises:
         NonFiniteError: a score is NaN or infinite.
     """
     if kind == "magnitude":
-        return {name: delta.abs() for name, delta in patch.items()}
+        return {name: delta.abs().to(device) for name, delta in patch.items()}
     if kind == "base":
-        return _weight_scores(runner, rows, progress, None)
+        return _weight_scores(runner, rows, progress, None, device)
     with shifted(runner.model, patch):
-        return _weight_scores(runner, rows, progress, patch if kind == "delta" else None)
+        return _weight_scores(runner, rows, progress, patch if kind == "delta" else None, device)
 
 
 def _weight_scores(
-    runner: Runner, rows: Sequence[Encoded], progress: Callable[[float], None], factor: TaskVector | None
+    runner: Runner,
+    rows: Sequence[Encoded],
+    progress: Callable[[float], None],
+    factor: TaskVector | None,
+    device: torch.device,
 ) -> Scores:
     """|factor * gradient| summed over rows, the weight itself being the factor by default."""
     weights = decoder_linears(runner.model)
@@ -73,7 +80,8 @@ def _weight_scores(
     )
     if sums is None:
         sums = _row_by_row(runner, rows, weights, progress)
-    return {name: _finite(name, _times(total, weights[name], factor, name)) for name, total in sums.items()}
+    # a matrix at a time, so that its sum goes when its score has come to where it is wanted
+    return {name: _finite(name, _times(sums.pop(name), weights[name], factor, name)).to(device) for name in list(sums)}
 
 
 def _many_rows_at_once(
@@ -175,7 +183,7 @@ def _sum_of_sizes(gradients: torch.Tensor) -> torch.Tensor:
 def _times(total: torch.Tensor, weight: torch.Tensor, factor: TaskVector | None, name: str) -> torch.Tensor:
     """sum |f g| = |f| sum |g|, since the factor is the same for every row."""
     size = weight.detach().float().abs() if factor is None else factor[name].to(total.device).abs()
-    return (total * size).cpu()
+    return total.mul_(size)
 
 
 def _finite(name: str, score: torch.Tensor) -> torch.Tensor:
