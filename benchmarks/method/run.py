@@ -166,7 +166,10 @@ def commit() -> str:
 
 
 def _machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, {_processor()}"
+    import torch
+
+    card = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([platform.machine(), f"{os.cpu_count()} cores", _processor(), *card])
 
 
 def _versions() -> str:
