@@ -159,7 +159,7 @@ def snip(bench: Bench, deadline: float) -> Found:
     """Tokens a second of the scores at the model itself."""
     rows, steps = bench.batch[: bench.plan.score_rows], Steps(bench, deadline)
     with steps.timed("snip"):
-        scores(bench.runner(), rows, {}, kind="base", progress=steps.check)
+        scores(bench.runner(), rows, {}, kind="base", progress=steps.check, device=bench.device)
     tokens = sum(len(row.ids) for row in rows)
     return {"tokens_per_s": tokens / steps.seconds["snip"], "rows": len(rows), "peak_gib": steps.peak_gib["snip"]}
 
