@@ -15,9 +15,9 @@ from patches.snip import ENTRIES_AT_ONCE
 GIB: Final = 1 << 30
 SCORE_BYTES: Final = 4
 """Choosing entries: a float32 sum for each entry of the decoder's matrices (`patches/snip.py`)."""
-CHOSEN_BYTES: Final = 8 + 4 + 4 + 2 * 4
-"""Training a chosen entry: its place, its value, its gradient and two moments of AdamW (`patches/sparse.py`); its old value,
-of the model's type, comes on top."""
+CHOSEN_BYTES: Final = 4 + 4 + 4 + 2 * 4
+"""Training a chosen entry: its place, its value, its gradient and two moments of AdamW (`patches/sparse.py`); its old value
+is in main memory."""
 FULL_BYTES: Final = 4 + 4 + 2 * 4
 """Training every entry: value in float32, gradient, two moments. The old value takes the place of the model's own."""
 PATCH_BYTES: Final = 2 * 4 + 1
@@ -71,7 +71,7 @@ def choosing(shape: Shape, type_bytes: int) -> int:
 def training_sparse(shape: Shape, type_bytes: int, fraction: float = 0.1) -> int:
     """Bytes on the device while chosen entries are trained."""
     chosen = round(fraction * shape.decoder)
-    return type_bytes * (shape.parameters + shape.largest) + (CHOSEN_BYTES + type_bytes) * chosen
+    return type_bytes * (shape.parameters + shape.largest) + CHOSEN_BYTES * chosen
 
 
 def training_full(shape: Shape, type_bytes: int) -> int:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import Linear as LoraLinear
 from transformers import PreTrainedModel
 
@@ -161,7 +162,8 @@ def _open_lora(model: PreTrainedModel, rank: int, seed: int) -> Iterator[Trainin
     training = Training(model, [p for p in wrapped.parameters() if p.requires_grad])
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
     try:
-        with _mixed_types(model):  # else peft multiplies adapters, which are float32, in float32
+        # the adapters are float32, and so would be their products, which take longer than those of the whole weights
+        with _mixed_types(model), disable_input_dtype_casting(wrapped):
             yield training
         training.task_vector = {
             f"{name}.weight": layer.get_delta_weight("default").detach().float().cpu() for name, layer in layers.items()

@@ -28,9 +28,9 @@ ScoreName = Literal["base", "tuned", "delta", "magnitude"]
 Scores = dict[str, torch.Tensor]
 CPU: Final = torch.device("cpu")
 Weights = Mapping[str, torch.Tensor]
-TOKENS_AT_ONCE: Final = 2048
+TOKENS_AT_ONCE: Final = {"cpu": 1 << 11, "cuda": 1 << 12}
 """Padded tokens of one backward pass: beside it what goes into every layer is kept."""
-ENTRIES_AT_ONCE: Final = {"cpu": 1 << 18, "cuda": 1 << 28}
+ENTRIES_AT_ONCE: Final = {"cpu": 1 << 18, "cuda": 1 << 29}
 """Of single rows' gradients of one layer, which are held at the same time; at least one row's. A CPU's cache has few."""
 
 
@@ -74,7 +74,7 @@ def _weight_scores(
     sums, _ = in_smaller_passes(
         # from the start each time, since a pass that failed has added the part of some layers
         lambda tokens: _many_rows_at_once(replace(runner, max_tokens=tokens), rows, weights, progress),
-        min(runner.max_tokens, TOKENS_AT_ONCE),
+        min(runner.max_tokens, TOKENS_AT_ONCE.get(runner.model.device.type, TOKENS_AT_ONCE["cpu"])),
         [len(row.ids) for row in rows],
         "score",
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 from torch.utils.hooks import RemovableHandle
 
 from patches.mask import Mask
+
+INT32_MAX: Final = torch.iinfo(torch.int32).max
 
 
 class MarkedEntries:
@@ -24,11 +28,14 @@ class MarkedEntries:
             mask: bool, shape of ``weight``.
         """
         self._weight = weight
-        self._indices = mask.to(weight.device).flatten().nonzero().flatten()  # (entries,) int64, sorted
-        self._before = weight.detach().view(-1)[self._indices]  # (entries,) a copy, of the weight's type
+        places = mask.to(weight.device).flatten().nonzero().flatten()
+        # (entries,) sorted; of a matrix of 2^31 entries, which no model has yet, they would not fit
+        self._indices = places.int() if weight.numel() <= INT32_MAX else places
+        before = weight.detach().view(-1)[places]
+        self._before = before.cpu()  # (entries,) of the weight's type; not needed while it is trained
         self._hook: RemovableHandle | None = None
         # (entries,) what an optimizer steps
-        self.values = self._before.to(torch.float32, copy=True).requires_grad_(True)
+        self.values = before.to(torch.float32, copy=True).requires_grad_(True)
 
     def open(self) -> None:
         """Let backward passes through the weight reach `values`."""
@@ -43,7 +50,7 @@ class MarkedEntries:
     def delta(self) -> torch.Tensor:
         """Values now minus values at first: float32 on the CPU, shape of the weight, zero where nothing is marked."""
         whole = torch.zeros(self._weight.shape)
-        whole.view(-1)[self._indices.cpu()] = (self.values.detach() - self._before.float()).cpu()
+        whole.view(-1)[self._indices.cpu()] = self.values.detach().cpu() - self._before.float()
         return whole
 
     def close(self) -> None:
@@ -51,7 +58,7 @@ class MarkedEntries:
         if self._hook is not None:
             self._hook.remove()
         self._weight.requires_grad_(False)
-        self._weight.view(-1)[self._indices] = self._before
+        self._weight.view(-1)[self._indices] = self._before.to(self._weight.device)
 
     def _gather(self, weight: torch.Tensor) -> None:
         whole, weight.grad = weight.grad, None

@@ -37,10 +37,7 @@ def test_the_command_measures_every_part_and_keeps_it(
     assert gpu.main(["--device", "cpu", "--out", str(out)]) == 0
     kept = json.loads(out.read_text())
     assert kept.keys() == gpu.PARTS.keys()
-    assert {f"{backend} {patch}" for backend in ("lora", "sparse", "full") for patch in ("over_safety", "safety")} == (
-        kept["training"].keys() - {"about"}
-    )
-    rates = [part["tokens_per_s"] for name, part in kept["training"].items() if name != "about"]
+    rates = [kept[backend][patch]["tokens_per_s"] for backend in gpu.BACKENDS for patch in gpu.OBJECTIVES]
     assert all(rate > 0 for rate in [*rates, kept["snip"]["tokens_per_s"], kept["evaluation"]["prompts_per_s"]])
     assert kept["merging"]["merges_per_s"] > 0 and kept["merging"]["merge_and_write_s"] > 0
     assert kept["round"]["is_complete"] and kept["round"]["writes_a_version"]
@@ -52,10 +49,10 @@ def test_the_command_measures_every_part_and_keeps_it(
 def test_a_part_that_is_measured_again_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
     out = tmp_path / "gpu.json"
-    out.write_text(json.dumps({"snip": {"tokens_per_s": 1}, "training": {"about": {"card": "zim"}}}))
+    out.write_text(json.dumps({"snip": {"tokens_per_s": 1}, "lora": {"about": {"card": "zim"}}}))
     assert gpu.main(["--device", "cpu", "--out", str(out), "--part", "snip"]) == 0
     kept = json.loads(out.read_text())
-    assert kept["training"] == {"about": {"card": "zim"}} and kept["snip"]["tokens_per_s"] != 1
+    assert kept["lora"] == {"about": {"card": "zim"}} and kept["snip"]["tokens_per_s"] != 1
 
 
 def test_nothing_of_a_cpu_goes_where_a_cards_figures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,8 +131,9 @@ def test_the_full_plan_has_eight_billion_parameters_and_the_services_settings() 
 def _kept(**changes: Any) -> dict[str, Any]:
     part = {"tokens_per_s": 100.0, "utilisation": 0.5, "peak_gib": 40.0}
     found: dict[str, Any] = {
-        "training": {"about": {}, "lora safety": part, "sparse safety": part | {"peak_gib": 50.0},
-                     "sparse over_safety": part, "full safety": {"not_measured": "no memory"}},
+        "lora": {"about": {}, "safety": part},
+        "sparse": {"about": {}, "safety": part | {"peak_gib": 50.0}, "over_safety": part},
+        "full": {"about": {}, "safety": {"not_measured": "no memory"}},
         "snip": {"tokens_per_s": 85.0},
         "round": {"is_complete": True, "seconds": 500.0},
     }  # fmt: skip

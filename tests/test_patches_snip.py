@@ -173,7 +173,7 @@ def test_progress_is_told_after_every_pass(
     model: PreTrainedModel, rows: list[Encoded], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
-    monkeypatch.setattr(snip, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(snip, "TOKENS_AT_ONCE", {"cpu": 1})
     scores(runner_of(model), rows, random_patch(model, 1), kind="base", progress=seen.append)
     assert seen == pytest.approx([(i + 1) / len(rows) for i in range(len(rows))])
 
@@ -198,7 +198,7 @@ def test_the_scores_do_not_depend_on_how_many_rows_gradients_are_held_at_once(
 ) -> None:
     expected = scored(model, rows, {}, "base")
     monkeypatch.setitem(snip.ENTRIES_AT_ONCE, "cpu", entries)
-    monkeypatch.setattr(snip, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(snip, "TOKENS_AT_ONCE", {"cpu": 1})
     for name, score in scored(model, rows, {}, "base").items():
         torch.testing.assert_close(score, expected[name], rtol=1e-4, atol=1e-7)
 
