@@ -83,7 +83,7 @@ MID = Size(
     is_bitwise=False,
     growth_noise=0.5,
 )
-# Meant for a GPU, where it has never been tried: the steps that a model of 8 M parameters once took, and lower rates.
+# For a GPU: the steps that a model of 8 M parameters once took, and lower rates. Tried up to the middle of its last stage.
 LARGE = Size(
     name="large",
     hidden=768,
