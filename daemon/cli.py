@@ -12,7 +12,7 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn
 
 from daemon import (
@@ -103,11 +103,21 @@ class Parser(argparse.ArgumentParser):
         wrong = _WRONG_WORD.match(message)
         if wrong is None:
             raise CommandError(exitcodes.USAGE, message, f"see `{self.prog} --help`")
+        self._refuse(wrong["what"].lower(), wrong["word"], re.findall(r"'([^']+)'", wrong["known"]))
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuses unknown options itself, since only the command's own parser knows what may have been meant."""
+        found, left = super().parse_known_args(args, namespace)
+        if option := next((word for word in left if word.startswith("--")), None):
+            self._refuse("option", option.partition("=")[0], self._option_string_actions)
+        return found, left
+
+    def _refuse(self, what: str, word: str, known: Iterable[str]) -> NoReturn:
         import difflib  # slow to import, and rarely wanted
 
-        near = difflib.get_close_matches(wrong["word"], re.findall(r"'([^']+)'", wrong["known"]), n=1)
+        near = difflib.get_close_matches(word, known, n=1)
         meant = f"did you mean `{self.prog} {near[0]}`?" if near else f"see `{self.prog} --help`"
-        raise CommandError(exitcodes.USAGE, f"there is no {wrong['what'].lower()} {wrong['word']!r}", meant)
+        raise CommandError(exitcodes.USAGE, f"there is no {what} {word!r}", meant)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -352,3 +352,19 @@ def test_a_mistyped_command_is_answered_with_the_nearest_one(capsys: pytest.Capt
     assert "did you mean `alignd rollback`?" in capsys.readouterr().err
     assert cli.main(["quarantine", "lst"]) == exitcodes.USAGE
     assert "did you mean `alignd quarantine list`?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["show", "v1", "--jsn"], "there is no option '--jsn'; did you mean `alignd show --json`?"),
+        (["rollback", "v1", "--reson=zim"], "there is no option '--reson'; did you mean `alignd rollback --reason`?"),
+        (["--versoin"], "there is no option '--versoin'; did you mean `alignd --version`?"),
+        (["quarantine", "list", "--zzzzz"], "there is no option '--zzzzz'; see `alignd quarantine list --help`"),
+    ],
+)
+def test_a_wrong_option_is_told_with_the_one_that_may_be_meant(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == exitcodes.USAGE
+    assert told in capsys.readouterr().err
