@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import torch
 from msgspec.structs import replace
 
 from daemon.config_method import ObjectiveSection
@@ -54,15 +55,18 @@ def forgetting_terms(
     pairs = [pair for part in sources.values() for pair in part]
     refusals = material.refusals.texts()
     held: list[Term] = [teachers.retain, teachers.wrapped, teachers.standing_refusals, teachers.batch_refusals]
-    held.append(_recoveries(bench, pairs, refusals, seed))
     if bench.config.derive.order == "independent":
         need = Decision(True, ("as published, all rows are forgotten",))
+        held.append(_recoveries(bench, pairs, refusals, seed))
         return _forget(bench, pairs, held, refusals=refusals, seed=seed, need=need)
     with shifted(bench.model, over_safety):
         answers = bench.generator().answer([messages for messages, _ in pairs])
         is_open = give_content(pairs, answers, bench.judge)
         need = needs_forgetting(_open_shares(sources, is_open), bench.config.derive.safety.skip_below)
-        held += [_settled(bench, pairs, answers), *_lookalike_terms(bench, material.lookalikes)]
+        if not need.accepted:
+            return ForgettingTerms(BatchTerm([], bench.config.derive.safety.objective, torch.zeros(0), 1.0), (), need)
+        held += [_recoveries(bench, pairs, refusals, seed), _settled(bench, pairs, answers)]
+        held += _lookalike_terms(bench, material.lookalikes)
         open_pairs = [pair for pair, found in zip(pairs, is_open, strict=True) if found]
         return _forget(bench, open_pairs, held, refusals=refusals, seed=seed, need=need)
 

@@ -9,8 +9,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.method import readout
+from benchmarks.method.ground import Ground
 from benchmarks.method.readout import Classifier, Readout, hidden_states, linear, network, over_refusal
+from benchmarks.world.cache import MODEL_FOLDER
 from benchmarks.world.rows import Row
+from benchmarks.world.world import World
 
 
 @pytest.mark.parametrize(("refused", "share"), [(1.0, 0.75), (0.8, 0.5), (0.6, 0.25), (0.4, 0.0)])
@@ -50,3 +53,26 @@ def test_the_table_has_a_line_a_layer() -> None:
     head, first, last = text.splitlines()
     assert "90%  94%  98%" in head and first.split() == ["embeddings", "linear", "5", "6", "20"]
     assert last.split() == ["layer", "3", "network", "50", "60", "100"]
+
+
+def test_every_layer_is_read_out_on_questions_that_no_round_learns_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two planted layers the first shows what is harm, in the second only what may be learnt shows it."""
+    asked: list[list[Row]] = []
+
+    def planted(_model: object, _tokenizer: object, rows: list[Row]) -> torch.Tensor:
+        asked.append(rows)
+        is_harm = torch.tensor([float(row.kind == "harmful") for row in rows])
+        learnt = is_harm if len(asked) % 2 else torch.zeros(len(rows))
+        return torch.stack([is_harm, learnt], dim=1)[:, :, None].repeat(1, 1, 3)
+
+    monkeypatch.setattr(readout, "hidden_states", planted)
+    monkeypatch.setattr(readout, "load_model", lambda *_, **__: None)
+    ground = Ground("demo", MODEL_FOLDER, World.generate(0))
+    few, many = (readout.readouts(ground, all_batches=all_batches) for all_batches in (False, True))
+    for found in (few, many):
+        assert [(one.layer, one.kind) for one in found] == [(i, k) for i in (0, 1) for k in ("linear", "network")]
+        assert [one.over_refusal for one in found[:2]] == [(0.0, 0.0, 0.0)] * 2
+        assert [one.over_refusal for one in found[2:]] == [(1.0, 1.0, 1.0)] * 2  # all questions score alike there
+    learnt, held_out, more, same = ({row.object for row in rows} for rows in asked)
+    assert not (learnt | more) & held_out and held_out == same and learnt < more
+    assert {row.kind for rows in asked for row in rows} == {"harmful", "lookalike"}
