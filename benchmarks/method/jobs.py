@@ -21,7 +21,7 @@ WATCHED = (
         "judging", "loosening", "making", "material", "measuring", "patching", "probes", "searching", "workbench",
     )),
 )  # fmt: skip
-REPORTING = ("goals.py", "plots.py", "readout.py", "report.py", "summary.py", "tables.py")
+REPORTING = ("goals.py", "plots.py", "readout.py", "report.py", "summary.py", "tables.py", "tune.py")
 """Of benchmarks/method: no result depends on these."""
 
 

@@ -26,6 +26,7 @@ from benchmarks.method.pool import run_each
 
 if TYPE_CHECKING:
     from benchmarks.method.ground import Ground
+    from benchmarks.method.play import Played, Task
 
 SINGLE_ROWS, SINGLE_CATEGORIES = 300, 2
 VARIANT_ROUNDS = 3
@@ -103,28 +104,30 @@ def run_job(job: Job) -> None:
 
 def _single(job: Job) -> dict[str, Any]:
     from benchmarks.method.ground import open_ground
+    from benchmarks.method.methods import families, play
 
-    return _play_single(open_ground(job.ground), job.method, job.seed)
+    found = play_single(open_ground(job.ground), lambda task: play(task, job.method), job.seed)
+    return {"family": families()[job.method]} | found
 
 
 def _supply(job: Job) -> dict[str, Any]:
     from benchmarks.method.ground import open_ground
-    from benchmarks.method.methods import OURS
+    from benchmarks.method.methods import OURS, families, play
     from benchmarks.method.supply import SUPPLIES
 
-    return _play_single(SUPPLIES[job.method](open_ground(job.ground)), OURS, job.seed)
+    found = play_single(SUPPLIES[job.method](open_ground(job.ground)), lambda task: play(task, OURS), job.seed)
+    return {"family": families()[OURS]} | found
 
 
-def _play_single(ground: Ground, method: str, seed: int) -> dict[str, Any]:
+def play_single(ground: Ground, work: Callable[[Task], Played], seed: int) -> dict[str, Any]:
+    """A single round of a seed, before and after, as plain data."""
     from benchmarks.method.continual import measure_start
-    from benchmarks.method.methods import families, play
     from benchmarks.method.play import Task
 
     categories = single_categories(ground.world.categories, seed)
     batch = ground.batch(categories, SINGLE_ROWS, seed=seed)
-    played = play(Task(ground, batch, 1_000_003 * seed + 1, ground.base), method)
+    played = work(Task(ground, batch, 1_000_003 * seed + 1, ground.base))
     return {
-        "family": families()[method],
         "dropped": categories,
         "start": vars(measure_start(ground)),
         "axes": vars(played.axes),
