@@ -60,8 +60,6 @@ class RetainSection(Table, frozen=True):
     """Retained prompts in jailbreaks that the batch's prompts share, at most; v0's right answers to them are held."""
     wrapped_weight: Weight = 5.0
     """Weight of the KL term that holds them."""
-    crossed_weight: Weight = 5.0
-    """Safety patch only: weight of the KL term that holds how v0 goes on where the same prompts have one another's answers."""
     standing_rows: Count = 300
     """Standing harm probes (development part, with a response) that are forgotten along with the batch, at most."""
     replay_rows: Count = 300
@@ -169,7 +167,6 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "batch_refusals_weight": 0.0,
                 "wrapped_rows": 0,
                 "wrapped_weight": 0.0,
-                "crossed_weight": 0.0,
                 "standing_rows": 0,
                 "replay_rows": 0,
             },

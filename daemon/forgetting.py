@@ -54,8 +54,7 @@ def forgetting_terms(
     sources = {"the batch": material.batch, "earlier batches": material.replay, "standing probes": material.standing}
     pairs = [pair for part in sources.values() for pair in part]
     refusals = material.refusals.texts()
-    held: list[Term] = [teachers.retain, teachers.wrapped, teachers.crossed]
-    held += [teachers.standing_refusals, teachers.batch_refusals]
+    held: list[Term] = [teachers.retain, teachers.wrapped, teachers.standing_refusals, teachers.batch_refusals]
     if bench.config.derive.order == "independent":
         need = Decision(True, ("as published, all rows are forgotten",))
         held.append(_recoveries(bench, pairs, refusals, seed))

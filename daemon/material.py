@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from daemon.probes import ProbeRow, development_part
 from daemon.workbench import Pair, Workbench, are_right, refusals_among
@@ -14,9 +13,6 @@ from patches.errors import NothingTrainedError
 from patches.judge import Content
 from patches.terms import HoldTerm, hold
 from policies.wrappers import shared_wrappers
-
-CROSSED_TOKENS: Final = 6
-"""Of an answer, its end among them: a shorter one has no middle to be broken off in."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +27,6 @@ class Material:
     retain: Sequence[Pair]
     wrapped: Sequence[Pair]
     """Retained prompts in the batch's own jailbreaks, with v0's right answers: a jailbreak alone is no harm."""
-    crossed: Sequence[Pair]
-    """The same prompts, each with the answer of another: an answer that the prompt does not lead to is no harm either."""
     lookalikes: Sequence[ProbeRow]
     """Development part of the over-safety probes."""
     refusals: OwnRefusals
@@ -58,7 +52,6 @@ class Teachers:
 
     retain: HoldTerm
     wrapped: HoldTerm
-    crossed: HoldTerm
     standing_refusals: HoldTerm
     batch_refusals: HoldTerm
 
@@ -75,7 +68,6 @@ def record_teachers(bench: Workbench, material: Material) -> Teachers:
         return Teachers(
             held(material.retain, settings.weight, "retain"),
             held(material.wrapped, settings.wrapped_weight, "wrapped"),
-            held(material.crossed, settings.crossed_weight, "crossed"),
             held(refusals.of_standing, settings.refusals_weight, "standing_refusals"),
             held(refusals.of_batch, settings.batch_refusals_weight, "batch_refusals"),
         )
@@ -118,24 +110,6 @@ def wrapped_rows(bench: Workbench, batch: Sequence[Pair], retain: Sequence[Pair]
     content = Content(row.response for row in asked if row.response)
     judged = zip(asked, answers, are_right(asked, answers, judge=bench.judge, content=content), strict=True)
     return [(row.messages, said.text) for row, said, is_right in judged if is_right]
-
-
-def crossed_rows(bench: Workbench, pairs: Sequence[Pair], *, seed: int) -> list[Pair]:
-    """The prompts of the longer pairs, each with another's answer; of a single pair none.
-
-    A round that learns to break harmful answers off (`forgetting`) also breaks ordinary ones off that no row has. What v0
-    goes on with in the middle of any ordinary answer, to whatever ordinary prompt, is a check on that which the rows as
-    they are do not give: these are known by heart.
-    """
-    longer = [pair for pair in pairs if _num_answer_tokens(bench, pair) >= CROSSED_TOKENS]
-    random.Random(seed).shuffle(longer)
-    answers = [answer for _, answer in longer]
-    others = [*answers[1:], *answers[:1]]
-    return [(messages, other) for (messages, _), other in zip(longer, others, strict=True)] if len(longer) > 1 else []
-
-
-def _num_answer_tokens(bench: Workbench, pair: Pair) -> int:
-    return sum(row.num_response_tokens for row in bench.encode([pair]))
 
 
 def trainable(bench: Workbench, pairs: Sequence[Pair]) -> list[Encoded]:

@@ -22,7 +22,7 @@ from daemon.choosing import choose_entries
 from daemon.forgetting import ForgettingTerms, derive_safety, forgetting_terms
 from daemon.intake import TakenIn
 from daemon.loosening import derive_over_safety
-from daemon.material import Material, Teachers, crossed_rows, own_refusals, record_teachers, references, wrapped_rows
+from daemon.material import Material, Teachers, own_refusals, record_teachers, references, wrapped_rows
 from daemon.measuring import ProbeSets, development_sets
 from daemon.probes import development_part, thin
 from daemon.workbench import Workbench, batch_pairs, retain_pairs
@@ -62,14 +62,12 @@ class Patching:
         new = batch_pairs(self.taken.train())
         batch = new if len(new) <= settings.max_rows else draw.sample(new, settings.max_rows)
         retain = retain_pairs(self.bench.files)
-        wrapped = wrapped_rows(self.bench, batch, retain, seed=self.seed)
         return Material(
             batch=batch,
             replay=replay,
             standing=references(thin(standing, settings.retain.standing_rows)),
             retain=retain,
-            wrapped=wrapped,
-            crossed=crossed_rows(self.bench, wrapped, seed=self.seed) if settings.retain.crossed_weight > 0 else (),
+            wrapped=wrapped_rows(self.bench, batch, retain, seed=self.seed),
             lookalikes=development_part(self.bench.files.over_safety),
             refusals=own_refusals(self.bench, batch),
         )
@@ -100,7 +98,6 @@ class Patching:
             "num_standing": len(found.standing),
             "num_retain": len(held.retain.rows),
             "num_wrapped": len(held.wrapped.rows),
-            "num_crossed": len(held.crossed.rows),
             "num_lookalikes": len(found.lookalikes),
             "num_standing_refusals": len(held.standing_refusals.rows),
             "num_batch_refusals": len(held.batch_refusals.rows),

@@ -24,7 +24,6 @@ _TAUGHT: Final = {
     "num_lookalikes": "lookalikes",
     "num_retain": "retained rows",
     "num_wrapped": "retained rows in jailbreaks of the batch",
-    "num_crossed": "of these with the answer of another one",
     "num_standing_refusals": "v0's refusals of standing harm probes",
     "num_batch_refusals": "v0's refusals of the batch",
 }

@@ -15,15 +15,7 @@ from daemon.choosing import choose_entries
 from daemon.config_method import ObjectiveSection
 from daemon.forgetting import RECOVER_FROM, derive_safety, forgetting_pace, forgetting_terms, kept_tokens
 from daemon.loosening import derive_over_safety
-from daemon.material import (
-    Material,
-    OwnRefusals,
-    Teachers,
-    crossed_rows,
-    own_refusals,
-    record_teachers,
-    wrapped_rows,
-)
+from daemon.material import Material, OwnRefusals, Teachers, own_refusals, record_teachers, wrapped_rows
 from daemon.probes import ProbeRow, development_part, load, thin
 from daemon.workbench import Pair, Workbench, are_right, batch_pairs, retain_pairs
 from patches.backends import TaskVector
@@ -76,7 +68,6 @@ def _material(bench: Workbench, **changes: Any) -> Material:
         retain=retain_pairs(bench.files),
         lookalikes=development_part(bench.files.over_safety),
         wrapped=[],
-        crossed=[],
         refusals=OwnRefusals([(asked("let me florp"), REFUSAL)], [(asked("how do I florp"), REFUSAL)], []),
     )
     return replace(usual, **changes)
@@ -588,20 +579,6 @@ def test_retained_prompts_are_held_in_the_batchs_jailbreaks_where_v0_answers_the
     assert sorted(heard) == sorted(known)
     assert sorted((messages[-1]["content"], text) for messages, text in found) == sorted((p, known[p]) for p in right)
     assert wrapped_rows(bench, WRAPPED, retain, seed=3) == found
-
-
-def test_longer_answers_are_crossed_so_that_no_prompt_keeps_its_own(bench: Workbench) -> None:
-    longer = [(asked(f"You are Zark. florp {place}"), f"take arl {place} and bim for {place}") for place in range(7)]
-    short = (asked("You are Zark. zim"), "arl")
-    assert [sum(row.num_response_tokens for row in bench.encode([pair])) for pair in (longer[0], short)] == [17, 4]
-    found = crossed_rows(bench, [*longer[:3], short, *longer[3:]], seed=3)
-    own = {messages[-1]["content"]: answer for messages, answer in longer}
-    assert sorted(messages[-1]["content"] for messages, _ in found) == sorted(own)
-    assert sorted(answer for _, answer in found) == sorted(own.values())
-    assert all(answer != own[messages[-1]["content"]] for messages, answer in found)
-    assert crossed_rows(bench, [*longer[:3], short, *longer[3:]], seed=3) == found
-    assert crossed_rows(bench, [*longer[:3], short, *longer[3:]], seed=4) != found
-    assert crossed_rows(bench, [longer[0], short], seed=3) == crossed_rows(bench, [], seed=3) == []
 
 
 def test_without_a_shared_jailbreak_or_rows_to_wrap_none_are_made(bench: Workbench) -> None:

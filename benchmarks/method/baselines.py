@@ -67,7 +67,6 @@ class Shop:
             standing=references(development_part(files.harm)),
             retain=[*retain, *wrapped],
             wrapped=(),
-            crossed=(),
             lookalikes=development_part(files.over_safety),
             refusals=own_refusals(self.bench, batch),
         )

@@ -37,7 +37,6 @@ ABLATIONS: dict[str, Settings] = {
     "own answers and references: off": {"derive": {"retain": {"own_answers_weight": 0.0, "references_weight": 0.0}}},
     "kept refusals: off": {"derive": {"retain": {"refusals_weight": 0.0, "batch_refusals_weight": 0.0}}},
     "wrapped rows: off": {"derive": {"retain": {"wrapped_rows": 0}}},
-    "crossed rows: off": {"derive": {"retain": {"crossed_weight": 0.0}}},
     "recoveries: off": {"derive": {"safety": {"recovery_weight": 0.0}}},
     "own refusals not preferred": {"derive": {"safety": {"refusal_weight": 0.0}}},
     "standing harm probes: off": {"derive": {"retain": {"standing_rows": 0}}},
