@@ -64,7 +64,7 @@ world-mid: setup
 bench-method: setup
 	$(BIN)/python -m benchmarks.method
 
-# each step beside what a user would otherwise do, as ratios: a quarter of an hour, and 30 GB of disk for a while
+# each step beside what a user would otherwise do, as ratios: three quarters of an hour, and 30 GB of disk for a while
 bench: setup
 	$(BIN)/python -m benchmarks.speed
 
