@@ -145,11 +145,11 @@ def _rate(bench: Bench, deadline: float, backend: BackendName, objective: Object
 
 
 def _tenth(bench: Bench) -> Masks:
-    """Entries at random, as many as the service would choose."""
+    """Entries at random, as many as the service would choose, and like its own on the CPU."""
     draw = torch.Generator(bench.device).manual_seed(0)
     share = bench.plan.sparse_fraction
     return {
-        name: torch.rand(weight.shape, generator=draw, device=bench.device) < share
+        name: torch.rand(weight.shape, generator=draw, device=bench.device).lt(share).cpu()
         for name, weight in decoder_linears(bench.model).items()
     }
 
@@ -185,7 +185,7 @@ def merging(bench: Bench, deadline: float) -> Found:
 
     def some(scale: float) -> TaskVector:
         return {
-            name: (scale * torch.randn(mask.shape, generator=draw, device=bench.device) * mask).cpu()
+            name: (scale * torch.randn(mask.shape, generator=draw, device=bench.device).cpu() * mask)
             for name, mask in masks.items()
         }
 

@@ -21,8 +21,8 @@ is in main memory."""
 FULL_BYTES: Final = 4 + 4 + 2 * 4
 """Training every entry: value in float32, gradient, two moments. The old value takes the place of the model's own."""
 PATCH_BYTES: Final = 2 * 4 + 1
-"""In main memory an entry of the decoder: both patches in float32, and a byte that says whether it was chosen. While the
-second is trained on top of the first, the model's own value stands there in the second one's place."""
+"""In main memory an entry of the decoder: both patches in float32, and a byte that says whether it was chosen. The model's own
+value, of its type, comes on top: it waits there while the second patch is trained on top of the first."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ def measuring(shape: Shape, type_bytes: int) -> int:
     return 2 * type_bytes * shape.parameters
 
 
-def in_main_memory(shape: Shape) -> int:
-    """Bytes of main memory that a round's patches take."""
-    return PATCH_BYTES * shape.decoder
+def in_main_memory(shape: Shape, type_bytes: int) -> int:
+    """Bytes of main memory at the end of the second training."""
+    return (PATCH_BYTES + type_bytes) * shape.decoder
 
 
 def table(type_bytes: int = 2) -> str:
@@ -94,8 +94,8 @@ def table(type_bytes: int = 2) -> str:
     head = "| parameters | layers x hidden | choosing | training | both models | `full` instead | main memory |\n"
     lines = [head, f"|{' --- |' * 7}\n"]
     for shape in SHAPES:
-        device = (choosing, training_sparse, measuring, training_full)
-        needed = [*(each(shape, type_bytes) for each in device), in_main_memory(shape)]
+        parts = (choosing, training_sparse, measuring, training_full, in_main_memory)
+        needed = [each(shape, type_bytes) for each in parts]
         figures = " | ".join(f"{each / GIB:.1f} GiB" for each in needed)
         lines.append(f"| {shape.parameters / 1e9:.1f} B | {shape.num_layers} x {shape.hidden} | {figures} |\n")
     return "".join(lines)

@@ -156,9 +156,9 @@ def _train(
 ) -> DeriveReport:
     terms = [term for term in terms if term.rows and term.weight > 0]
     samplers = [RowSampler(len(term.rows), term_seed(recipe.seed, term.name)) for term in terms]
-    # on a GPU one pass over each parameter; without it AdamW takes as much memory again as all of them
-    fused = runner.model.device.type == "cuda"
-    optimizer = torch.optim.AdamW(training.parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=fused or None)
+    # by default a GPU works on all parameters at once, which takes as much memory again as they do
+    fused = True if runner.model.device.type == "cuda" else None
+    optimizer = torch.optim.AdamW(training.parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=fused)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(step, recipe.max_steps))
     rule = StopRule(recipe.objective, recipe.stop_loss)
     losses: list[float] = []

@@ -13,7 +13,7 @@ from patches.chat import Messages, encode_prompt, end_ids, pad_id
 from patches.memory import in_pieces
 
 BATCH_TOKENS: Final = {"cpu": 1 << 14, "cuda": 1 << 16}
-"""A step of a GPU takes as long with few answers as with many, up to where its memory is read in that time."""
+"""Prompt and answer tokens of one batch together, by device; bounds memory. A batch that has too little is answered in halves."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,6 @@ class Generator:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
-    batch_tokens: int | None = None
-    """Prompt and answer tokens of one batch together, which bounds memory; None: as many as suit the model's device. A
-    batch that has too little memory is answered in halves."""
 
     def answer(
         self, prompts: Sequence[Messages], progress: Callable[[float], None] = lambda fraction: None
@@ -58,7 +55,7 @@ class Generator:
 
     def _groups(self, coded: Sequence[list[int]], order: Sequence[int]) -> list[list[int]]:
         """Prompts of similar length together, so that padding stays small."""
-        most = self.batch_tokens or BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cpu"])
+        most = BATCH_TOKENS[self.model.device.type]
         groups: list[list[int]] = []
         for i in order:
             width = len(coded[i]) + self.max_new_tokens

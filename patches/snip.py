@@ -74,7 +74,7 @@ def _weight_scores(
     sums, _ = in_smaller_passes(
         # from the start each time, since a pass that failed has added the part of some layers
         lambda tokens: _many_rows_at_once(replace(runner, max_tokens=tokens), rows, weights, progress),
-        min(runner.max_tokens, TOKENS_AT_ONCE.get(runner.model.device.type, TOKENS_AT_ONCE["cpu"])),
+        min(runner.max_tokens, TOKENS_AT_ONCE[runner.model.device.type]),
         [len(row.ids) for row in rows],
         "score",
     )
@@ -166,16 +166,19 @@ class _RowGradients:
 
     def _add(self, name: str, given: torch.Tensor, gradient: torch.Tensor) -> None:
         total = self._sums[name]
-        num = max(1, ENTRIES_AT_ONCE.get(total.device.type, 1 << 26) // total.numel())
+        summed = _summed if total.device.type == "cpu" else _summed_in_one_pass
+        num = max(1, ENTRIES_AT_ONCE[total.device.type] // total.numel())
         for came, back in zip(torch.split(given, num), torch.split(gradient, num), strict=True):
-            total += _sum_of_sizes(torch.bmm(back.transpose(1, 2), came))
+            total += summed(torch.bmm(back.transpose(1, 2), came))
 
 
-def _sum_of_sizes(gradients: torch.Tensor) -> torch.Tensor:
+def _summed(gradients: torch.Tensor) -> torch.Tensor:
     """(rows, out, in) to (out, in): the sum of absolute values over rows, in float32."""
-    if gradients.device.type == "cpu":
-        return gradients.float().abs_().sum(dim=0)
-    # one pass over them, which a GPU's memory sets the speed of; half as fast on a CPU
+    return gradients.float().abs_().sum(dim=0)
+
+
+def _summed_in_one_pass(gradients: torch.Tensor) -> torch.Tensor:
+    """The same without a copy of them: half as fast on a CPU, but a GPU waits for its memory."""
     sums: torch.Tensor = torch.linalg.vector_norm(gradients, ord=1, dim=0, dtype=torch.float32)
     return sums
 

@@ -484,3 +484,10 @@ def test_a_result_from_before_plain_refusals_were_counted_is_read_with_a_gap() -
     del old["axes"]["plain_refused"], old["start"]["plain_refused"]
     found = single_numbers(old)
     assert math.isnan(found["plain refused"]) and found["right"] == single_numbers(single("x", "ours"))["right"]
+
+
+def test_a_result_names_the_card_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    without = run._machine()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Zimcard 9")
+    assert run._machine() == f"{without}, Zimcard 9"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks.method import run, tune
 from benchmarks.method.ground import Ground
-from benchmarks.method.play import Played, Task
+from benchmarks.method.play import Played
 from benchmarks.method.summary import single_numbers
 from benchmarks.method.tune import COLUMNS, DEFAULT, Trial
 from daemon.config import Config
@@ -68,9 +69,9 @@ def test_a_trial_is_a_single_round_of_ours_with_its_settings(tmp_path: Path, mon
     configs: list[Config] = []
     result = single("alignd", "ours", harm=0.5)
 
-    def play_single(ground: Ground, work: Callable[[Task], Played], seed: int) -> object:
+    def play_single(ground: Ground, work: partial[Played], seed: int) -> object:
         asked.append((ground.name, seed))
-        configs.append(work.keywords["config"])  # type: ignore[attr-defined]
+        configs.append(work.keywords["config"])
         return result
 
     monkeypatch.setattr(run, "play_single", play_single)

@@ -294,9 +294,17 @@ def test_only_rows_that_are_answered_with_their_content_are_forgotten_and_refuse
 def test_where_nothing_is_given_away_any_more_there_is_no_safety_patch(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _say(monkeypatch, lambda prompt: REFUSAL)
-    noted = _Noted(monkeypatch)
-    made = _forgotten(bench, _material(bench), {}, seed=4)
+    material = _material(bench)
+    teachers = _teachers(bench, material)
+    assert bench.judge  # which asks v0 itself
+    heard, noted = _say(monkeypatch, lambda prompt: REFUSAL), _Noted(monkeypatch)
+    terms = forgetting_terms(bench, material, teachers, {}, seed=4)
+    sources = (material.batch, material.replay, material.standing)
+    assert sorted(heard) == sorted(messages[-1]["content"] for part in sources for messages, _ in part)
+    assert (
+        list(terms.others) == [] and list(terms.batch.rows) == []
+    )  # nothing is prepared for a training that is not due
+    made = derive_safety(bench, terms, {}, seed=4, progress=ignore_progress)
     assert noted.recipes == [] and not any(bool(delta.any()) for delta in made.task_vector.values())
     assert "0 of 8 rows of the batch" in made.report.stop_reason and "nothing is left" in made.report.stop_reason
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import Lfm2Config, Lfm2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from patches import generate
 from patches.chat import encode_prompt
 from patches.errors import ModelUnsuitableError
 from patches.generate import Generation, Generator
@@ -41,8 +42,9 @@ def let_it_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 16384])
 def test_batched_answers_are_those_of_each_prompt_alone(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(generate.BATCH_TOKENS, "cpu", batch_tokens)
     ends = let_it_end(model, tokenizer)
     expected = [
         Generation(str(tokenizer.decode(ids, skip_special_tokens=True)).strip(), ids[-1] in ends)
@@ -50,7 +52,7 @@ def test_batched_answers_are_those_of_each_prompt_alone(
     ]
     assert {answer.finished for answer in expected} == {True, False}
     assert len({answer.text for answer in expected}) > 3
-    assert Generator(model, tokenizer, MAX_NEW, batch_tokens).answer(PROMPTS) == expected
+    assert Generator(model, tokenizer, MAX_NEW).answer(PROMPTS) == expected
 
 
 def test_an_answer_stops_at_its_end_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -143,9 +145,12 @@ def test_answers_come_in_the_order_of_their_prompts(model: PreTrainedModel, toke
     assert generator.answer([]) == []
 
 
-def test_progress_rises_to_one(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_progress_rises_to_one(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(generate.BATCH_TOKENS, "cpu", 80)
     seen: list[float] = []
-    Generator(model, tokenizer, 2, batch_tokens=80).answer(PROMPTS, seen.append)
+    Generator(model, tokenizer, 2).answer(PROMPTS, seen.append)
     assert len(seen) > 1
     assert seen == sorted(seen)
     assert seen[-1] == 1

@@ -221,3 +221,22 @@ def test_layers_that_mix_the_rows_are_scored_a_row_at_a_time(
     weights = decoder_linears(model)
     for name, score in found.items():
         torch.testing.assert_close(score, weights[name].abs() * expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_both_ways_to_sum_sizes_over_rows_give_the_same(dtype: torch.dtype) -> None:
+    gradients = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = sum(abs(row.double()) for row in gradients)
+    for summed in (snip._summed, snip._summed_in_one_pass):
+        found = summed(gradients.clone())
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0.0)
+    gradients[2, 3, 4] = torch.nan
+    assert snip._summed_in_one_pass(gradients).isnan().sum() == 1  # a collapse must not go unseen
+
+
+@pytest.mark.parametrize("kind", ["base", "delta", "magnitude"])
+def test_scores_go_where_they_are_wanted(model: PreTrainedModel, rows: list[Encoded], kind: ScoreName) -> None:
+    patch = random_patch(model, 1)
+    found = scores(runner_of(model), rows, patch, kind=kind, progress=ignore_progress, device=torch.device("meta"))
+    assert {score.device.type for score in found.values()} == {"meta"} and found.keys() == patch.keys()

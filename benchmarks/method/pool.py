@@ -16,6 +16,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 GRACE_S = 5.0
 """How long a process may take to remove its temporary files."""
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Of the environment of every process: there are as many of them as cores."""
 JobT = TypeVar("JobT")
 
 
@@ -31,6 +33,7 @@ def run_each(
         work: at the top of a module, so that a spawned process finds it.
         num_workers: at least 1.
     """
+    os.environ.update(ONE_THREAD)
     waiting, idle = deque(jobs), list[_Worker[JobT]]()
     busy: dict[Any, _Worker[JobT]] = {}
     try:

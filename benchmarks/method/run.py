@@ -73,7 +73,6 @@ def run_all(planned: Sequence[Job], num_workers: int) -> int:
 
     One that fails, or whose process dies, says why and leaves no result; the others go on.
     """
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     missing = [job for job in planned if not job.path.exists()]
     num_failed = 0
     began = time.monotonic()

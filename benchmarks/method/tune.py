@@ -41,7 +41,6 @@ class Trial:
 def main(argv: list[str] | None = None) -> int:
     """Run what is asked for; 1 when a run failed."""
     options = _options(argv)
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
     variants = [DEFAULT, *options.variants]
     num_failed, found = 0, dict[tuple[str, int], dict[str, float]]()
     with tempfile.TemporaryDirectory() as folder:
