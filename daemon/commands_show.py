@@ -23,7 +23,8 @@ from daemon.command import (
 from daemon.standing import look, names
 from daemon.status_view import status_view
 from state.errors import StoreError
-from state.rows import BatchState, VersionState
+from state.rows import BatchState, VersionRow, VersionState
+from state.store import Store
 
 BOOTED: Final = Path("/run/systemd/system")
 """There where systemd is the system's manager, as sd_booted(3) looks for it."""
@@ -45,16 +46,18 @@ def status(context: Context, args: argparse.Namespace) -> Answer:
 def history(context: Context, args: argparse.Namespace) -> Answer:
     """Lists the versions, oldest first."""
     with context.store() as store:
-        rows = store.ledger.versions()
-        listed = views.history_view(rows, names(store, rows))
-    kept = [view for view in listed if _is_wanted(view, args.state, args.since)]
-    kept = kept[-args.limit :] if args.limit else kept
+        rows = _wanted(store, [args.state] if args.state else [], args.since, args.limit)
+        kept = views.history_view(rows, names(store, rows))
     lines = render.history_lines(kept, context.style) if kept else ["no such version"]
     return Answer(kept, tuple(lines), notes=tuple(filter(None, [judges_shown.note(kept)])))
 
 
-def _is_wanted(view: views.View, state: str | None, since: datetime | None) -> bool:
-    return (state is None or view["state"] == state) and (since is None or instant(view["created"]) >= since)
+def _wanted(store: Store, states: list[str], since: datetime | None, limit: int) -> list[VersionRow]:
+    """The newest versions that `history` is asked for, oldest first; of many only those are read, where that can be."""
+    if since is None and limit:
+        return store.ledger.newest(VersionRow, limit, states=states)[::-1]
+    rows = [row for row in store.ledger.versions(*states) if since is None or instant(row.created_at) >= since]
+    return rows[-limit:] if limit else rows
 
 
 def batches(context: Context, args: argparse.Namespace) -> Answer:

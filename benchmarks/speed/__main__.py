@@ -73,14 +73,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if options.growth is not None:
         return _growth(options.growth or growth_steps.AXES)
-    rows: list[Row] = []
+    about, rows = _about() | {"without": options.without}, list[Row]()
     for name in options.row or [name for name in NAMES if name not in options.without]:
         print(f"{name} …", file=sys.stderr, flush=True)
         rows += _in_a_process(name)
+        if options.row is None:  # after each row: what follows may take an hour, or fail
+            RESULTS.write_text(json.dumps(about | {"rows": [row.to_dict() for row in rows]}, indent=1) + "\n")
     print(table(rows))
     if options.row is None:
-        kept = _about() | {"without": options.without, "rows": [row.to_dict() for row in rows]}
-        RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
         print(f"kept in {RESULTS.relative_to(ROOT)}")
     return 0
 

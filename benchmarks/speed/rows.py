@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -20,7 +21,8 @@ class Row:
     against: str
     """What a user would otherwise do; empty where the budget is an absolute one."""
     peer: float | None
-    budget: float
+    budget: float | None
+    """None where the row is there to compare with only."""
     kind: Literal["at most", "at least"]
     note: str = ""
 
@@ -30,8 +32,10 @@ class Row:
         return self.ours if self.peer is None else self.ours / self.peer
 
     @property
-    def holds(self) -> bool:
-        """Whether the budget is kept."""
+    def holds(self) -> bool | None:
+        """Whether the budget is kept; None without one."""
+        if self.budget is None:
+            return None
         return self.measure <= self.budget if self.kind == "at most" else self.measure >= self.budget
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,8 +72,11 @@ def interleaved(ours: Callable[[], object], peer: Callable[[], object], times: i
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had resident."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most memory that this process has had resident.
+
+    Not `ru_maxrss`: that of a process starts at what its parent held when it was forked, whatever it runs then.
+    """
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -77,10 +84,13 @@ def table(rows: Sequence[Row]) -> str:
     lines = [f"{'':44} {'ours':>12} {'other':>10} {'ratio':>7}  {'budget':14} holds"]
     for row in rows:
         other = f"{row.peer:10.4g} {row.ours / row.peer:7.2f}" if row.peer is not None else f"{'':10} {'':7}"
-        lines.append(
-            f"{row.name:44} {row.ours:9.4g} {row.unit:<8}{other}  {row.kind} {row.budget:<6.4g} {'yes' if row.holds else 'NO'}"
-        )
+        lines.append(f"{row.name:44} {row.ours:9.4g} {row.unit:<8}{other}  {_budget(row)}".rstrip())
         if row.against or row.note:
             lines.append(f"    {'; '.join(filter(None, (f'against {row.against}' if row.against else '', row.note)))}")
-    lines.append(f"{sum(row.holds for row in rows)} of {len(rows)} budgets hold")
+    budgets = [row.holds for row in rows if row.holds is not None]
+    lines.append(f"{sum(budgets)} of {len(budgets)} budgets hold")
     return "\n".join(lines)
+
+
+def _budget(row: Row) -> str:
+    return "" if row.budget is None else f"{row.kind} {row.budget:<6.4g} {'yes' if row.holds else 'NO'}"
