@@ -61,15 +61,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit-s", type=float, default=420.0, help="when to stop (default: %(default)s)")
     parser.add_argument("--shape", choices=["tiny", *SHAPES], help="of the model (default: 8B on a GPU, else tiny)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, help=f"where figures go (default: {RESULTS.relative_to(ROOT)}, on a GPU)")
+    parser.add_argument(
+        "--out", type=Path, help=f"where figures go (default: {RESULTS.relative_to(ROOT)}, for 8B on a GPU)"
+    )
     parser.add_argument("--commit", help="that this code is, where it is not a checkout of it")
     options = parser.parse_args(argv)
     deadline = time.monotonic() + options.limit_s
     device = torch.device(options.device)
-    out: Path | None = options.out or (RESULTS if device.type == "cuda" else None)
     shape = options.shape or ("8B" if device.type == "cuda" else "tiny")
+    out: Path | None = options.out or (RESULTS if device.type == "cuda" and shape == "8B" else None)
     bench = Bench.open(TINY if shape == "tiny" else full_plan(Config(), SHAPES[shape]), device)
-    kept: Found = json.loads(out.read_text()) if out is not None and out.exists() else {}
+    kept = _kept(out, _about(bench, options.commit)) if out is not None and out.exists() else {}
     shutil.rmtree(WORK, ignore_errors=True)
     try:
         for name in options.part or PARTS:
@@ -85,6 +87,13 @@ def main(argv: list[str] | None = None) -> int:
     if device.type == "cuda":
         print(table(list(goals(kept))))
     return 0
+
+
+def _kept(out: Path, about: Found) -> Found:
+    """What the file has of the same plan on the same card: other figures cannot be compared, and are dropped."""
+    kept: Found = json.loads(out.read_text())
+    alike = json.loads(json.dumps({name: about[name] for name in ("card", "plan")}))  # a tuple has become a list
+    return {name: part for name, part in kept.items() if {key: part["about"].get(key) for key in alike} == alike}
 
 
 def _attempt(bench: Bench, work: Callable[[], Found]) -> Found:
@@ -145,7 +154,7 @@ def _rate(bench: Bench, deadline: float, backend: BackendName, objective: Object
 
 
 def _tenth(bench: Bench) -> Masks:
-    """Entries at random, as many as the service would choose, and like its own on the CPU."""
+    """Entries at random, as many as the service would choose; like its own on the CPU, since they are large."""
     draw = torch.Generator(bench.device).manual_seed(0)
     share = bench.plan.sparse_fraction
     return {
@@ -185,7 +194,8 @@ def merging(bench: Bench, deadline: float) -> Found:
 
     def some(scale: float) -> TaskVector:
         return {
-            name: (scale * torch.randn(mask.shape, generator=draw, device=bench.device).cpu() * mask)
+            # drawn where that is fast, and kept where the service keeps its patches
+            name: scale * torch.randn(mask.shape, generator=draw, device=bench.device).cpu() * mask
             for name, mask in masks.items()
         }
 

@@ -84,9 +84,9 @@ def measuring(shape: Shape, type_bytes: int) -> int:
     return 2 * type_bytes * shape.parameters
 
 
-def in_main_memory(shape: Shape, type_bytes: int) -> int:
-    """Bytes of main memory at the end of the second training."""
-    return (PATCH_BYTES + type_bytes) * shape.decoder
+def in_main_memory(shape: Shape, type_bytes: int, fraction: float = 0.1) -> int:
+    """Bytes of main memory at the end of the second training, when the chosen entries' old values are still there."""
+    return (PATCH_BYTES + type_bytes) * shape.decoder + type_bytes * round(fraction * shape.decoder)
 
 
 def table(type_bytes: int = 2) -> str:

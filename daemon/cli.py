@@ -12,7 +12,8 @@ import os
 import re
 import sqlite3
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import Any, Final, NoReturn
 
 from daemon import (
@@ -107,10 +108,20 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuses unknown options itself, since only the command's own parser knows what may have been meant."""
-        found, left = super().parse_known_args(args, namespace)
-        if option := next((word for word in left if word.startswith("--")), None):
-            self._refuse("option", option.partition("=")[0], self._option_string_actions)
+        words = list(sys.argv[1:] if args is None else args)
+        # else what stands behind an unknown one would be taken for the command
+        self._refuse_options(word for word in takewhile(_is_option, words) if self._is_unknown(word))
+        found, left = super().parse_known_args(words, namespace)
+        self._refuse_options(filter(_is_option, takewhile(lambda word: word != "--", left)))
         return found, left
+
+    def _is_unknown(self, word: str) -> bool:
+        # what has one dash may be a value, -1 of `--limit -1`
+        return word.startswith("--") and word.partition("=")[0] not in self._option_string_actions
+
+    def _refuse_options(self, unknown: Iterator[str]) -> None:
+        if option := next(unknown, None):
+            self._refuse("option", option.partition("=")[0], self._option_string_actions)
 
     def _refuse(self, what: str, word: str, known: Iterable[str]) -> NoReturn:
         import difflib  # slow to import, and rarely wanted
@@ -118,6 +129,10 @@ class Parser(argparse.ArgumentParser):
         near = difflib.get_close_matches(word, known, n=1)
         meant = f"did you mean `{self.prog} {near[0]}`?" if near else f"see `{self.prog} --help`"
         raise CommandError(exitcodes.USAGE, f"there is no {what} {word!r}", meant)
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and word not in ("-", "--")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import torch
 from msgspec.structs import replace
 
 from daemon.config_method import ObjectiveSection
@@ -36,8 +35,8 @@ RECOVER_FROM: Final = 0.4
 class ForgettingTerms:
     """What the safety patch is trained with, recorded at the model that it starts from."""
 
-    batch: BatchTerm
-    """The rows to forget; none when the model gives none of their content away any more."""
+    batch: BatchTerm | None
+    """The rows to forget; None where the model gives so few of them away that nothing is trained."""
     others: Sequence[Term]
     need: Decision
     """Whether there is enough to forget, and how much."""
@@ -64,7 +63,7 @@ def forgetting_terms(
         is_open = give_content(pairs, answers, bench.judge)
         need = needs_forgetting(_open_shares(sources, is_open), bench.config.derive.safety.skip_below)
         if not need.accepted:
-            return ForgettingTerms(BatchTerm([], bench.config.derive.safety.objective, torch.zeros(0), 1.0), (), need)
+            return ForgettingTerms(None, (), need)
         held += [_recoveries(bench, pairs, refusals, seed), _settled(bench, pairs, answers)]
         held += _lookalike_terms(bench, material.lookalikes)
         open_pairs = [pair for pair, found in zip(pairs, is_open, strict=True) if found]
@@ -92,7 +91,7 @@ def derive_safety(
     entries: Masks | None = None,
 ) -> Derivation:
     """The patch of the model trained to forget the batch, from where its terms were recorded."""
-    if not terms.need.accepted:
+    if terms.batch is None:
         return nothing(bench, terms.need.reasons[0])
     settings = bench.config.derive.safety
     steps, pace = forgetting_pace(settings, len(terms.batch.rows))

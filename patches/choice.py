@@ -27,15 +27,18 @@ def choose_entries(
     with it.
 
     Args:
-        sets: of rows, at least one set, each with a row.
+        sets: of rows; at least one set, each with a row.
         fraction: share of a matrix's entries, in [0, 1].
         taken: entries that are not to be chosen.
     Returns:
         Bool masks on the CPU, shaped like the weights; exactly ``int(fraction * numel)`` entries, or fewer where the free
         ones are fewer.
     Raises:
+        ValueError: no set, or one without a row.
         NothingTrainedError: no entry has a gradient on one of the sets.
     """
+    if not sets or not all(sets):
+        raise ValueError(f"{len(sets)} sets of {[len(rows) for rows in sets]} rows: at least one set, each with a row")
     device = runner.model.device  # where a GPU ranks in seconds what takes a CPU minutes
     parts: list[tuple[Scores, float]] = []
     for number, rows in enumerate(sets):
@@ -63,7 +66,8 @@ def _highest(
     assert isinstance(total, torch.Tensor)
     if taken is None:
         return top_mask(total, fraction).cpu()
-    return top_mask(total.masked_fill_(taken.to(device), 0), fraction).cpu() & ~taken
+    # below every score, of which many may be 0: an expert's that no token goes to
+    return top_mask(total.masked_fill_(taken.to(device), -1), fraction).cpu() & ~taken
 
 
 def _part(progress: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:

@@ -157,11 +157,11 @@ def shifted(model: PreTrainedModel, task_vector: TaskVector) -> Iterator[None]:
     try:
         for name, delta in task_vector.items():
             data = weights[name].data
-            weights[name].data = (data.float() + delta.to(data.device)).to(data.dtype)
+            data.copy_(data.float() + delta.to(data.device))
         yield
     finally:
-        for name, data in before.items():
-            weights[name].data = data.to(weights[name].device)
+        for name, old in before.items():
+            weights[name].data.copy_(old)  # takes no memory there, which may be what has run out
 
 
 def _support(safety: torch.Tensor, over_safety: torch.Tensor) -> Support:

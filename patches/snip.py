@@ -50,7 +50,7 @@ def scores(
         patch: the task vector from the runner's model.
         kind: base: |w g| at the model itself (both patches then rank alike); tuned: |w g| at the tuned model;
             delta: |patch g| at the tuned model; magnitude: |patch|.
-        device: where the scores go; they take twice as much memory as a model in bfloat16.
+        device: where the scores go, the CPU by default; they take twice as much memory as a model in bfloat16.
     Raises:
         NonFiniteError: a score is NaN or infinite.
     """
@@ -166,18 +166,18 @@ class _RowGradients:
 
     def _add(self, name: str, given: torch.Tensor, gradient: torch.Tensor) -> None:
         total = self._sums[name]
-        summed = _summed if total.device.type == "cpu" else _summed_in_one_pass
+        summed = _sum_of_sizes if total.device.type == "cpu" else _sum_of_sizes_in_one_pass
         num = max(1, ENTRIES_AT_ONCE[total.device.type] // total.numel())
         for came, back in zip(torch.split(given, num), torch.split(gradient, num), strict=True):
             total += summed(torch.bmm(back.transpose(1, 2), came))
 
 
-def _summed(gradients: torch.Tensor) -> torch.Tensor:
+def _sum_of_sizes(gradients: torch.Tensor) -> torch.Tensor:
     """(rows, out, in) to (out, in): the sum of absolute values over rows, in float32."""
     return gradients.float().abs_().sum(dim=0)
 
 
-def _summed_in_one_pass(gradients: torch.Tensor) -> torch.Tensor:
+def _sum_of_sizes_in_one_pass(gradients: torch.Tensor) -> torch.Tensor:
     """The same without a copy of them: half as fast on a CPU, but a GPU waits for its memory."""
     sums: torch.Tensor = torch.linalg.vector_norm(gradients, ord=1, dim=0, dtype=torch.float32)
     return sums

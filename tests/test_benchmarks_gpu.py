@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from benchmarks.speed.gpu_round import OutOfTimeError, Steps, whole_round
 from benchmarks.speed.models import SHAPES, Shape
 from daemon.config import Config
 from daemon.steps import STEPS
+from daemon.workbench import MICRO_BATCH_TOKENS
 from patches.chat import Encoded
 from tests.tiny_model import assert_same, snapshot
 
@@ -46,13 +48,32 @@ def test_the_command_measures_every_part_and_keeps_it(
     assert "budgets hold" not in capsys.readouterr().out  # goals are for cards: a tiny model's figures say nothing
 
 
-def test_a_part_that_is_measured_again_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_that_is_measured_again_leaves_others_of_its_kind_and_drops_what_cannot_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bench: Bench
+) -> None:
     monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
     out = tmp_path / "gpu.json"
-    out.write_text(json.dumps({"snip": {"tokens_per_s": 1}, "lora": {"about": {"card": "zim"}}}))
-    assert gpu.main(["--device", "cpu", "--out", str(out), "--part", "snip"]) == 0
+    about = gpu._about(bench, None)
+    old = {"snip": {"tokens_per_s": 1, "about": about}, "lora": {"about": about | {"at": "earlier"}}}
+    old |= {"full": {"about": about | {"card": "zim"}}, "sparse": {"about": about | {"plan": {}}}}
+    out.write_text(json.dumps(old))
+    assert gpu.main(["--device", "cpu", "--out", str(out), "--part", "snip", "--commit", "abc1234"]) == 0
     kept = json.loads(out.read_text())
-    assert kept["lora"] == {"about": {"card": "zim"}} and kept["snip"]["tokens_per_s"] != 1
+    assert kept.keys() == {"snip", "lora"} and kept["lora"]["about"]["at"] == "earlier"
+    assert kept["snip"]["tokens_per_s"] != 1 and kept["snip"]["about"]["commit"] == "abc1234"
+
+
+def test_another_shape_is_measured_and_kept_only_where_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
+    monkeypatch.setattr(gpu, "RESULTS", gpu.ROOT / "benchmarks" / "results" / "gpu-test.json")
+    monkeypatch.setattr(gpu, "SHAPES", {"0.1B": TINY.shape})
+    monkeypatch.setattr(gpu, "full_plan", lambda _, shape: replace(TINY, shape=shape))
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--shape", "0.1B", "--part", "snip", "--out", str(out)]) == 0
+    assert json.loads(out.read_text())["snip"]["about"]["plan"]["shape"]["name"] == TINY.shape.name
+    assert not gpu.RESULTS.exists()
 
 
 def test_nothing_of_a_cpu_goes_where_a_cards_figures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +147,7 @@ def test_the_full_plan_has_eight_billion_parameters_and_the_services_settings() 
     assert (plan.num_rows, plan.row_tokens) == (500, 512)
     assert plan.steps == (settings.over_safety.max_steps, settings.safety.max_steps) == (30, 120)
     assert plan.sparse_fraction == settings.sparse_fraction
+    assert plan.pass_tokens == MICRO_BATCH_TOKENS
 
 
 def _kept(**changes: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from benchmarks.method import pool
 
 ROOT = Path(__file__).resolve().parents[1]
 WAIT_S = 30.0
@@ -55,6 +58,8 @@ def work(job):
         note(name, os.getpid())
         while True:
             time.sleep(1)
+    if what == "threads":
+        print(os.environ["OMP_NUM_THREADS"], os.environ["TOKENIZERS_PARALLELISM"], flush=True)
     (FOLDER / f"{name}.done").write_text(str(os.getpid()))
 
 
@@ -133,6 +138,25 @@ def test_a_process_is_used_again_and_no_jobs_are_no_trouble(tmp_path: Path) -> N
     assert outcomes(tmp_path, [("a", "do"), ("b", "raise"), ("c", "do")], 1)["c"] is None
     assert (tmp_path / "a.done").read_text() == (tmp_path / "c.done").read_text()
     assert outcomes(tmp_path, [], 2) == {}
+
+
+def test_a_job_has_one_thread_and_who_asked_keeps_what_it_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    out, _ = start(tmp_path, [("a", "threads")], 1).communicate(timeout=WAIT_S)
+    assert out.splitlines()[0] == "1 false"
+    before = dict(os.environ)
+    with pool._one_thread():
+        assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert dict(os.environ) == before
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_no_process_at_all_is_a_wrong_argument(number: int) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        list(pool.run_each([1], print, number))
+    with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
+        pool.num_workers(str(number))
 
 
 def test_what_a_killed_process_had_started_ends_with_it(tmp_path: Path) -> None:

@@ -46,9 +46,22 @@ def test_a_chosen_entry_takes_what_its_tensors_take() -> None:
     kept = [value for value in vars(marked).values() if isinstance(value, torch.Tensor) and value is not weight]
     kept += [marked.values.grad, *(v for v in optimizer.state[marked.values].values() if v.dim())]
     num = int(mask.sum())
-    in_main_memory = 2 * num  # the old values, of the weight's type
+    old = [tensor for tensor in kept if tensor.dtype == weight.dtype]  # `in_main_memory` has them
     taken = sum(tensor.numel() * tensor.element_size() for tensor in kept)
-    assert taken == num * sizing.CHOSEN_BYTES + in_main_memory
+    assert [tensor.numel() for tensor in old] == [num]
+    assert taken == num * sizing.CHOSEN_BYTES + 2 * num
+
+
+def test_main_memory_has_both_patches_the_chosen_entries_and_two_kinds_of_old_values() -> None:
+    mask: Mask = torch.rand(64, 64) < 0.1
+    weight = torch.randn(64, 64).bfloat16()
+    kept = [torch.zeros(64, 64), torch.zeros(64, 64), mask, weight.clone(), weight[mask]]
+    square = sizing.Shape(64, 64, 1, 1, 1.0)
+    num_matrices = square.decoder // weight.numel()
+    taken = num_matrices * sum(tensor.numel() * tensor.element_size() for tensor in kept)
+    share = int(mask.sum()) / mask.numel()
+    assert taken == sizing.in_main_memory(square, 2, share)
+    assert sizing.in_main_memory(square, 4) > sizing.in_main_memory(square, 2)
 
 
 def test_every_part_grows_with_the_model_and_its_type() -> None:

@@ -54,7 +54,11 @@ def test_every_variant_is_tried_on_every_seed_beside_the_default(
 
 @pytest.mark.parametrize(
     ("word", "told"),
-    [("derive.safety.max_step = 90", "did you mean `max_steps`?"), ("derive.safety.max_steps 90", "Expected '='")],
+    [
+        ("derive.safety.max_step = 90", "did you mean `max_steps`?"),
+        ("derive.safety.max_steps 90", "Expected '='"),
+        (" ", "it sets nothing"),
+    ],
 )
 def test_a_variant_that_is_no_setting_is_told_before_anything_runs(
     word: str, told: str, capsys: pytest.CaptureFixture[str]

@@ -359,6 +359,10 @@ def test_a_mistyped_command_is_answered_with_the_nearest_one(capsys: pytest.Capt
     [
         (["show", "v1", "--jsn"], "there is no option '--jsn'; did you mean `alignd show --json`?"),
         (["rollback", "v1", "--reson=zim"], "there is no option '--reson'; did you mean `alignd rollback --reason`?"),
+        (["--confg", "/tmp", "status"], "there is no option '--confg'; did you mean `alignd --config`?"),
+        (["--confg=/tmp", "status"], "there is no option '--confg'; did you mean `alignd --config`?"),
+        (["show", "v1", "-z"], "there is no option '-z'; see `alignd show --help`"),
+        (["status", "--", "x"], "unrecognized arguments"),
         (["--versoin"], "there is no option '--versoin'; did you mean `alignd --version`?"),
         (["quarantine", "list", "--zzzzz"], "there is no option '--zzzzz'; see `alignd quarantine list --help`"),
     ],

@@ -269,6 +269,7 @@ def test_one_step_of_the_whole_safety_loss_on_chosen_entries_raises_the_loss_on_
     terms = forgetting_terms(bench, material, teachers, {}, seed=4)
     assert {"refusals", "retain", "standing_refusals"} <= {term.name for term in terms.others if term.rows}
     made = derive_safety(bench, terms, {}, seed=4, progress=ignore_progress, entries=entries)
+    assert terms.batch is not None
     before = row_nll(bench.runner(), terms.batch.rows).sum()
     with shifted(bench.model, made.task_vector):
         after = row_nll(bench.runner(), terms.batch.rows).sum()
@@ -285,6 +286,7 @@ def test_only_rows_that_are_answered_with_their_content_are_forgotten_and_refuse
     said = dict.fromkeys(known, "") | known | {refused: REFUSAL, elsewhere: "take some other thing and wait for a day"}
     _say(monkeypatch, lambda prompt: said.get(prompt, "take the zim and wait"))
     terms = forgetting_terms(bench, material, _teachers(bench, material), {}, seed=4)
+    assert terms.batch is not None
     assert terms.batch.rows == bench.encode([(asked(prompt), known[prompt]) for prompt in given_away])
     (settled,) = (term for term in terms.others if term.name == "settled")
     assert list(settled.rows) == bench.encode([(asked(refused), REFUSAL)])
@@ -301,9 +303,9 @@ def test_where_nothing_is_given_away_any_more_there_is_no_safety_patch(
     terms = forgetting_terms(bench, material, teachers, {}, seed=4)
     sources = (material.batch, material.replay, material.standing)
     assert sorted(heard) == sorted(messages[-1]["content"] for part in sources for messages, _ in part)
-    assert (
-        list(terms.others) == [] and list(terms.batch.rows) == []
-    )  # nothing is prepared for a training that is not due
+    # nothing is prepared for a training that is not due
+    assert terms.batch is None
+    assert list(terms.others) == []
     made = derive_safety(bench, terms, {}, seed=4, progress=ignore_progress)
     assert noted.recipes == [] and not any(bool(delta.any()) for delta in made.task_vector.values())
     assert "0 of 8 rows of the batch" in made.report.stop_reason and "nothing is left" in made.report.stop_reason

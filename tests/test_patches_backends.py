@@ -90,6 +90,26 @@ def test_a_lora_task_vector_is_b_times_a_times_its_scale(model: PreTrainedModel,
         assert int(torch.linalg.matrix_rank(delta.double(), tol=1e-5)) == rank
 
 
+def test_adapters_of_a_bf16_model_are_fed_and_multiply_in_bf16_and_are_float32_themselves(
+    model: PreTrainedModel, rows: list[Encoded]
+) -> None:
+    model.to(torch.bfloat16)  # type: ignore[arg-type]
+    seen: set[tuple[torch.dtype, torch.dtype]] = set()
+
+    def note(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        seen.add((inputs[0].dtype, output.dtype))
+
+    with open_training(model, "lora", lora_rank=4, seed=1) as training:
+        adapted: list[Any] = [layer for layer in model.modules() if isinstance(layer, LoraLinear)]
+        hooks = [layer.lora_A["default"].register_forward_hook(note) for layer in adapted]
+        runner_of(model).forward(rows)
+        for hook in hooks:
+            hook.remove()
+        assert {parameter.dtype for parameter in training.parameters} == {torch.float32}
+        jolt(training)
+    assert seen == {(torch.bfloat16, torch.bfloat16)}
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_adding_a_task_vector_reproduces_the_adapted_models_logits(
     model: PreTrainedModel, rows: list[Encoded], backend: BackendName

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +76,35 @@ def test_what_is_taken_is_not_chosen_and_others_are_in_its_place(
     }
     everything = {name: torch.ones_like(mask) for name, mask in first.items()}
     assert not any(bool(mask.any()) for mask in chosen(model, sets, everything).values())
+
+
+def test_a_matrix_with_hardly_a_score_has_its_count_all_the_same_beside_what_is_taken() -> None:
+    score, taken = torch.zeros(10, 10), torch.zeros(10, 10, dtype=torch.bool)
+    score[5, :3], taken[0] = torch.tensor([3.0, 2.0, 1.0]), True
+    found = choice._highest([({"w": score}, 1.0)], "w", 0.1, taken, torch.device("cpu"))
+    assert int(found.sum()) == 10 and bool(found[5, :3].all()) and not bool((found & taken).any())
+
+
+@pytest.mark.parametrize("num_sets", [2, 3])
+def test_scores_wait_in_main_memory_but_those_of_the_last_set(
+    model: PreTrainedModel, sets: list[list[Encoded]], monkeypatch: pytest.MonkeyPatch, num_sets: int
+) -> None:
+    asked: list[str] = []
+
+    def noted(*args: Any, device: torch.device, **named: Any) -> Scores:
+        asked.append(device.type)
+        return scores(*args, device=torch.device("cpu"), **named)
+
+    monkeypatch.setattr(choice, "scores", noted)
+    monkeypatch.setattr(choice, "CPU", torch.device("meta"))  # a device that is not the model's
+    chosen(model, (sets * 2)[:num_sets])
+    assert asked == ["meta"] * (num_sets - 1) + ["cpu"]
+
+
+@pytest.mark.parametrize("wrong", [[], [[]]])
+def test_no_rows_are_a_wrong_argument(model: PreTrainedModel, wrong: list[list[Encoded]]) -> None:
+    with pytest.raises(ValueError, match="at least one set, each with a row"):
+        chosen(model, wrong)
 
 
 def test_progress_rises_over_all_sets(model: PreTrainedModel, sets: list[list[Encoded]]) -> None:

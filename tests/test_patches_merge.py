@@ -353,6 +353,7 @@ def test_subtracting_the_patch_in_bf16_would_not_have_put_the_model_back(model: 
 def test_a_shifted_model_is_moved_by_the_whole_vector_and_put_back(model: PreTrainedModel, dtype: torch.dtype) -> None:
     model.to(dtype)  # type: ignore[arg-type]
     before = snapshot(model)
+    places = {name: weight.data_ptr() for name, weight in decoder_linears(model).items()}
     vector = {name: 0.3 * torch.randn(weight.shape) for name, weight in decoder_linears(model).items()}
     with shifted(model, vector):
         for name, delta in vector.items():
@@ -361,6 +362,8 @@ def test_a_shifted_model_is_moved_by_the_whole_vector_and_put_back(model: PreTra
             pass
         assert all(torch.equal(decoder_linears(model)[n], (before[n].float() + vector[n]).to(dtype)) for n in vector)
     assert_same(model, before)
+    # in place: to put it back takes no memory of the device, which may be what has run out
+    assert places == {name: weight.data_ptr() for name, weight in decoder_linears(model).items()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

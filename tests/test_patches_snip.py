@@ -227,12 +227,12 @@ def test_layers_that_mix_the_rows_are_scored_a_row_at_a_time(
 def test_both_ways_to_sum_sizes_over_rows_give_the_same(dtype: torch.dtype) -> None:
     gradients = torch.randn(5, 7, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
     expected = sum(abs(row.double()) for row in gradients)
-    for summed in (snip._summed, snip._summed_in_one_pass):
+    for summed in (snip._sum_of_sizes, snip._sum_of_sizes_in_one_pass):
         found = summed(gradients.clone())
         assert found.dtype == torch.float32
         torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0.0)
     gradients[2, 3, 4] = torch.nan
-    assert snip._summed_in_one_pass(gradients).isnan().sum() == 1  # a collapse must not go unseen
+    assert snip._sum_of_sizes_in_one_pass(gradients).isnan().sum() == 1  # a collapse must not go unseen
 
 
 @pytest.mark.parametrize("kind", ["base", "delta", "magnitude"])

@@ -6,9 +6,10 @@ import os
 import signal
 import threading
 import time
+from argparse import ArgumentTypeError
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, NoReturn, TypeVar
@@ -21,6 +22,13 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALL
 JobT = TypeVar("JobT")
 
 
+def num_workers(word: str) -> int:
+    """What `run_each` takes, from a command line; raises `argparse.ArgumentTypeError`."""
+    if not word.isdecimal() or int(word) < 1:
+        raise ArgumentTypeError(f"{word} is no number of processes: at least 1")
+    return int(word)
+
+
 def run_each(
     jobs: Sequence[JobT], work: Callable[[JobT], object], num_workers: int
 ) -> Iterator[tuple[JobT, str | None]]:
@@ -30,10 +38,13 @@ def run_each(
     is killed.
 
     Args:
-        work: at the top of a module, so that a spawned process finds it.
+        work: at the top of a module, so that a spawned process finds it. It has `ONE_THREAD`, and so has what it starts.
         num_workers: at least 1.
+    Raises:
+        ValueError: fewer workers.
     """
-    os.environ.update(ONE_THREAD)
+    if num_workers < 1:
+        raise ValueError(f"num_workers={num_workers}: at least 1")
     waiting, idle = deque(jobs), list[_Worker[JobT]]()
     busy: dict[Any, _Worker[JobT]] = {}
     try:
@@ -64,7 +75,8 @@ class _Worker(Generic[JobT]):
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-        self.process.start()
+        with _one_thread():
+            self.process.start()
         theirs.close()  # so that its end is the end of the connection
 
     def take(self, job: JobT) -> None:
@@ -89,6 +101,19 @@ class _Worker(Generic[JobT]):
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """What is started meanwhile has `ONE_THREAD`: libraries look there as they are loaded, before any code of ours."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            os.environ.update({name: value} if value is not None else {})
 
 
 def _how(exit_code: int | None) -> str:

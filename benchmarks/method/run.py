@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.method import jobs, report
 from benchmarks.method.jobs import ROOT, SEEDS, Job, code_digest, plan
-from benchmarks.method.pool import run_each
+from benchmarks.method.pool import num_workers, run_each
 
 if TYPE_CHECKING:
     from benchmarks.method.ground import Ground
@@ -191,7 +191,7 @@ def _options(argv: Iterable[str] | None) -> argparse.Namespace:
     parser.add_argument("--grounds", nargs="+", default=["demo"], help="demo, mid (default: demo)")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, help="processes (default: one a core)"
+        "--workers", type=num_workers, default=os.cpu_count() or 1, help="processes (default: one a core)"
     )
     parser.add_argument("--only", default="", help="only jobs whose kind and method contain this text")
     parser.add_argument("--ablations", action="store_true", help="these as well: about an hour and a half more")
@@ -208,12 +208,6 @@ def _options(argv: Iterable[str] | None) -> argparse.Namespace:
         "--out", type=Path, help="folder for tables and plots (default: benchmarks/results when nothing there is lost)"
     )
     return parser.parse_args(None if argv is None else list(argv))
-
-
-def _positive(word: str) -> int:
-    if int(word) < 1:
-        raise argparse.ArgumentTypeError(f"{word} is not at least 1")
-    return int(word)
 
 
 def _existing(word: str) -> Path:

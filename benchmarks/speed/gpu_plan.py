@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from benchmarks.speed.models import TOKENIZER, Shape, config_of
 from daemon.config import Config
+from daemon.workbench import MICRO_BATCH_TOKENS
 from patches.chat import Encoded, pad_id
 from patches.generate import Generator
 from patches.model import load_tokenizer
@@ -54,7 +55,7 @@ def full_plan(config: Config, shape: Shape) -> Plan:
     """Everything but the shape as the service has it by default."""
     settings = config.derive
     return Plan(
-        shape=shape, num_rows=500, row_tokens=512, held_tokens=128, held_rows=300, pass_tokens=4096, timed_steps=3,
+        shape=shape, num_rows=500, row_tokens=512, held_tokens=128, held_rows=300, pass_tokens=MICRO_BATCH_TOKENS, timed_steps=3,
         score_rows=config.merge.score_rows, batch_rows=settings.safety.batch_rows, hold_rows=settings.retain.batch_rows,
         steps=(settings.over_safety.max_steps, settings.safety.max_steps), asked=4 * config.merge.search.max_prompts,
         new_tokens=config.judge.max_new_tokens, sparse_fraction=settings.sparse_fraction, lora_rank=settings.lora_rank,
