@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,10 +41,9 @@ def encode(indices: NDArray[np.int64]) -> NDArray[np.uint8]:
     gaps = np.diff(indices, prepend=-1) - 1
     if gaps.size and int(gaps.min()) < 0:
         raise ValueError("positions must be 0 or more and strictly rising")
-    skips = gaps // SKIP
-    stream = np.full(len(gaps) + int(skips.sum()), SKIP, np.uint8)
-    stream[np.arange(len(gaps)) + np.cumsum(skips)] = gaps % SKIP
-    return stream
+    wide = np.flatnonzero(gaps >= SKIP)  # few, where positions are not sparse: the rest is a byte each
+    skips, gaps[wide] = np.divmod(gaps[wide], SKIP)
+    return np.insert(gaps.astype(np.uint8), np.repeat(wide, skips), SKIP)
 
 
 def decode(stream: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -80,18 +80,20 @@ class GapWriter:
         self._parts: dict[str, tuple[str, int, int, int]] = {}  # name -> dtype, entries, start, bytes
         self._spill = path.with_name(f"{durable.TEMPORARY_PREFIX}{path.name}.spill.{os.urandom(4).hex()}")
         self._out = durable.Writer(self._spill)
+        self._lock = threading.Lock()
 
     def add(self, name: str, indices: NDArray[np.int64], values: NDArray[np.generic]) -> None:
-        """Add one list of strictly rising positions, shape (n,), with its values, shape (n,).
+        """Add one list of strictly rising positions, shape (n,), with its values, shape (n,); from any thread.
 
         Raises:
             ValueError: shapes or order are wrong, or the name was added before.
         """
         if indices.ndim != 1 or indices.shape != values.shape:
             raise ValueError(f"{name}: shapes {indices.shape} and {values.shape}, expected (n,) twice")
-        if name in self._names:
-            raise ValueError(f"{name} was added before")
-        self._names.add(name)
+        with self._lock:
+            if name in self._names:
+                raise ValueError(f"{name} was added before")
+            self._names.add(name)
         self._append(name + STEPS, encode(indices))
         self._append(name + VALUES, np.ascontiguousarray(values))
 
@@ -110,8 +112,9 @@ class GapWriter:
         if packed.nbytes < data.nbytes:
             key = f"{key}{PACKED}" if key.endswith(STEPS) else f"{key}.{_NAMES[data.dtype]}{PACKED}"
             data = packed
-        self._parts[key] = (_NAMES[data.dtype], data.size, self._out.num_bytes, data.nbytes)
-        self._out.write(data.tobytes())
+        with self._lock:
+            self._parts[key] = (_NAMES[data.dtype], data.size, self._out.num_bytes, data.nbytes)
+            self._out.write(data.tobytes())
 
     def _assemble(self) -> None:
         # widest items first, as safetensors itself does: every list is then aligned

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from state import audit, batches, durable, lock, materialize, signed
+from state import audit, batches, durable, lock, materialize, signed, tensor_digest
 from state.errors import ModelFormatError, RefusedError, StoreCorruptError
 from state.quarantine import DROPPED
 from state.remedy import remedy
@@ -177,13 +176,10 @@ def _tensors(folder: Path, record: dict[str, Any]) -> Iterator[Finding]:
     except ModelFormatError as err:
         yield Finding(folder, str(err))
         return
-    for name, digest in _tensor_digests(model).items():
-        if record["tensors"].get(name) != digest:
+    kind = tensor_digest.kind_of(record["tensors"])
+    for name in model.tensors:
+        if record["tensors"].get(name) != tensor_digest.of_bytes(kind, model.read_raw(name).view("u1")):
             yield Finding(model.files[model.tensors[name].file], f"tensor {name} is not what was written")
-
-
-def _tensor_digests(model: ModelFolder) -> dict[str, str]:
-    return {name: hashlib.sha256(model.read_raw(name).view("u1").data).hexdigest() for name in model.tensors}
 
 
 def _batch(store: Store, sha256: str) -> list[Finding]:

@@ -9,13 +9,16 @@ are not modelled.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from state.filesystem import Chunk, FileSystem
 
+DiskT = TypeVar("DiskT", bound="Disk")
 DATA_LOSSES: Final = ("none", "all", "torn", "zeros", "hole")
 """What may happen to bytes that no flush made durable: see `Node.after`."""
 
@@ -77,6 +80,24 @@ class Change:
             names(self.left[0]).pop(self.left[1], None)
 
 
+def _one_at_a_time(kind: type[DiskT]) -> type[DiskT]:
+    """Lets one thread at a time make a call, so that what may be left of the disk is told while it stands still."""
+
+    def locked(call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def one(self: Disk, *args: Any) -> Any:
+            with self.lock:
+                return call(self, *args)
+
+        return one
+
+    for name in vars(kind).keys() & vars(FileSystem).keys():
+        if not name.startswith("_"):
+            setattr(kind, name, locked(vars(kind)[name]))
+    return kind
+
+
+@_one_at_a_time
 class Disk(FileSystem):
     """Carries every call out on a home, tells it to the model, and tells `on_call` before each.
 
@@ -86,6 +107,7 @@ class Disk(FileSystem):
     def __init__(self, home: Path, on_call: Callable[[Disk, str], None]) -> None:
         self._home = home
         self.on_call = on_call
+        self.lock = threading.RLock()
         self._open: dict[int, Node] = {}
         self.pending: list[Change] = []
         """Changes of names that no flush has made durable, oldest first."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from state import materialize, overlay
@@ -66,8 +67,14 @@ def make_store(tmp_path: Path) -> Store:
 def folder_digests(folder: ModelFolder) -> Digests:
     """The digests of a model folder as it is now, taken in the plainest way."""
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in folder.files.items()}
-    tensors = {name: hashlib.sha256(folder.read_raw(name).tobytes()).hexdigest() for name in folder.tensors}
+    tensors = {name: "blake3:" + blake3(folder.read_raw(name).tobytes()).hexdigest() for name in folder.tensors}
     return Digests(files, tensors)
+
+
+def old_digests(folder: ModelFolder) -> Digests:
+    """Those that stores of before 2026-11-28 have: SHA-256 of tensors too."""
+    tensors = {name: hashlib.sha256(folder.read_raw(name).tobytes()).hexdigest() for name in folder.tensors}
+    return Digests(folder_digests(folder).files, tensors)
 
 
 def rebuilt(store: Store, number: int) -> Path:

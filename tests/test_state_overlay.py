@@ -2,10 +2,13 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +21,7 @@ from state.batches import file_sha256
 from state.errors import StoreCorruptError
 from state.overlay import Edit
 from state.tensors import ModelFolder
-from tests.state_world import content, folder_digests, make_store, make_version, some_edits, write_model
+from tests.state_world import content, folder_digests, make_store, make_version, old_digests, some_edits, write_model
 
 
 def edit(indices: list[int], values: list[int], dtype: str = "u2") -> Edit:
@@ -233,6 +236,45 @@ def test_known_digests_are_those_of_the_bytes(tmp_path: Path) -> None:
     digests = materialize.build_folder(parent, edits, tmp_path / "child", known=known)
     assert digests == folder_digests(ModelFolder.open(tmp_path / "child"))
     assert digests.tensors["embed.weight"] != known.tensors["embed.weight"]
+
+
+def test_what_was_begun_with_one_kind_of_tensor_digest_goes_on_with_it(tmp_path: Path) -> None:
+    parent = ModelFolder.open(write_model(tmp_path / "base"))
+    edits = some_edits(parent, 3, ("embed.weight",))
+    digests = materialize.build_folder(parent, edits, tmp_path / "child", known=old_digests(parent))
+    child = ModelFolder.open(tmp_path / "child")
+    assert digests == old_digests(child)
+    changed = [name for name in child.tensors if digests.tensors[name] != old_digests(parent).tensors[name]]
+    assert changed == ["embed.weight"]
+
+
+def test_files_are_built_at_the_same_time_each_edit_is_looked_up_once_and_a_fault_ends_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    parent = ModelFolder.open(write_model(tmp_path / "base"))
+    shards = {parent.tensors[name].file: name for name in parent.tensors}
+    assert len(shards) == 2
+    both, asked = threading.Barrier(2, timeout=30), list[str]()
+
+    class Slow(dict[str, Edit]):
+        def __getitem__(self, name: str) -> Edit:
+            asked.append(name)
+            both.wait()  # passes only when the other file is being built too
+            return super().__getitem__(name)
+
+        def get(self, name: str, default: Any = None) -> Any:
+            return super().get(name, default) if name not in self else self[name]
+
+    edits = Slow(some_edits(parent, 3, tuple(shards.values())))
+    digests = materialize.build_folder(parent, edits, tmp_path / "child")
+    assert digests == folder_digests(ModelFolder.open(tmp_path / "child"))
+    assert sorted(asked) == sorted(shards.values())
+    assert list(digests.files) == list(parent.files) and list(digests.tensors) == list(parent.tensors)
+    bad = {name: edit([10**6], [1]) for name in shards.values()}
+    with pytest.raises(ValueError, match="outside its"):
+        materialize.build_folder(parent, bad, tmp_path / "another")
+    assert not list((tmp_path / "another").rglob("*.safetensors"))
 
 
 def test_no_edits_give_the_same_bytes(tmp_path: Path) -> None:

@@ -22,8 +22,20 @@ from state.errors import StoreCorruptError
 from state.layout import CHECKED_FILE
 from state.rows import BatchState, VersionRow
 from state.store import Store
-from state.verify import drawn, drill, parts, verify
-from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare, rebuilt
+from state.tensors import ModelFolder
+from state.verify import _model, drawn, drill, parts, verify
+from tests.state_world import (
+    NOW,
+    begin,
+    content,
+    drop,
+    make_store,
+    make_version,
+    old_digests,
+    prepare,
+    rebuilt,
+    write_model,
+)
 
 WHO: Any = {"actor": "tester", "now": NOW}
 
@@ -80,6 +92,15 @@ def test_one_flipped_byte_is_found_and_named(store: Store, pattern: str) -> None
 def test_a_flipped_byte_in_a_shard_is_named_by_tensor(store: Store) -> None:
     flip(store.model_path(3) / "model-00002-of-00002.safetensors")
     assert any("tensor layer.1.weight" in finding.what for finding in verify(store))
+
+
+def test_tensors_of_a_store_of_before_have_sha256(tmp_path: Path) -> None:
+    model = ModelFolder.open(write_model(tmp_path / "base"))
+    digests = old_digests(model)
+    record = {"files": digests.files, "tensors": digests.tensors}
+    assert list(_model(model.path, record, deep=True)) == []
+    flip(model.path / "model-00002-of-00002.safetensors")
+    assert any("tensor layer.1.weight" in finding.what for finding in _model(model.path, record, deep=False))
 
 
 def test_a_flipped_byte_in_the_ledger_is_found(store: Store) -> None:
