@@ -69,6 +69,8 @@ class Support:
     indices: torch.Tensor  # (n,) int64, sorted, into the flattened tensor
     safety: torch.Tensor  # (n,) float32
     over_safety: torch.Tensor  # (n,) float32
+    has_safety: Mask  # (n,) bool, where the safety patch is not zero
+    has_over_safety: Mask  # (n,) bool
     shape: torch.Size
     """Of the tensor."""
 
@@ -167,7 +169,8 @@ def shifted(model: PreTrainedModel, task_vector: TaskVector) -> Iterator[None]:
 def _support(safety: torch.Tensor, over_safety: torch.Tensor) -> Support:
     flat, flat_over = safety.flatten(), over_safety.flatten()
     indices = ((flat != 0) | (flat_over != 0)).nonzero().flatten()
-    return Support(indices, flat[indices], flat_over[indices], safety.shape)
+    own, own_over = flat[indices], flat_over[indices]
+    return Support(indices, own, own_over, own != 0, own_over != 0, safety.shape)
 
 
 def _marked(patches: Patches, setting: Setting, name: str) -> tuple[Mask, Mask]:
@@ -177,23 +180,29 @@ def _marked(patches: Patches, setting: Setting, name: str) -> tuple[Mask, Mask]:
     on_support = None if claimed is None else tuple(mask.flatten()[support.indices] for mask in claimed)
     tops = _joint_top(support, setting) if patches.joint else _top_differences(patches, setting, name)
     safety, over_safety = exclude_claimed(*tops, cast("tuple[Mask, Mask] | None", on_support), patches.accumulate)
-    return safety & (setting.alpha != 0), over_safety & (setting.beta != 0)
+    return (
+        safety if setting.alpha else torch.zeros_like(safety),
+        over_safety if setting.beta else torch.zeros_like(over_safety),
+    )
 
 
 def _joint_top(support: Support, setting: Setting) -> tuple[Mask, Mask]:
+    count = int(setting.safety_fraction * support.shape.numel())
+    if count >= len(support.indices):
+        return support.has_safety, support.has_over_safety
     together = (setting.alpha * support.safety + setting.beta * support.over_safety).abs()
-    mask = top_count(together, int(setting.safety_fraction * support.shape.numel()))
-    return mask & (support.safety != 0), mask & (support.over_safety != 0)
+    mask = top_count(together, count)
+    return mask & support.has_safety, mask & support.has_over_safety
 
 
 def _top_differences(patches: Patches, setting: Setting, name: str) -> tuple[Mask, Mask]:
     """Difference sets; an entry that a patch does not change is not in its top set, so a zero patch claims nothing."""
     support = patches.support[name]
     safety, over_safety = (
-        top_mask(score[name], fraction).flatten()[support.indices] & (delta != 0)
-        for score, fraction, delta in (
-            (patches.safety_scores, setting.safety_fraction, support.safety),
-            (patches.over_safety_scores, setting.over_safety_fraction, support.over_safety),
+        top_mask(score[name], fraction).flatten()[support.indices] & is_changed
+        for score, fraction, is_changed in (
+            (patches.safety_scores, setting.safety_fraction, support.has_safety),
+            (patches.over_safety_scores, setting.over_safety_fraction, support.has_over_safety),
         )
     )
     return difference(safety, over_safety)
@@ -204,13 +213,22 @@ def _merge_tensor(patches: Patches, setting: Setting, name: str) -> SparseDelta:
     marked, marked_over = _marked(patches, setting, name)
     safety = _kept(patches, setting, name, marked, "safety")
     over_safety = _kept(patches, setting, name, marked_over, "over_safety")
-    scale = 1 / setting.retention_rate if patches.rescale and setting.retention_rate > 0 else 1.0
-    total = scale * (setting.alpha * support.safety * safety + setting.beta * support.over_safety * over_safety)
-    kinds = safety.to(torch.uint8) * SAFETY + over_safety.to(torch.uint8) * OVER_SAFETY
-    if bool(total.all()):
+    total = setting.alpha * _where(safety, support.safety, support.has_safety)
+    if setting.beta:
+        total += setting.beta * _where(over_safety, support.over_safety, support.has_over_safety)
+    if patches.rescale and setting.retention_rate > 0:
+        total.mul_(1 / setting.retention_rate)
+    # as bytes, 0 or 1, which needs no copy
+    kinds = SAFETY * safety.view(torch.uint8) + OVER_SAFETY * over_safety.view(torch.uint8)
+    if int(total.count_nonzero()) == len(total):
         return SparseDelta(support.indices, total, kinds)
     written = total.nonzero().flatten()
     return SparseDelta(support.indices[written], total[written], kinds[written])
+
+
+def _where(mask: Mask, values: torch.Tensor, is_changed: Mask) -> torch.Tensor:
+    """The marked values, 0 elsewhere; as they are where the mask is that of what is not 0."""
+    return values if mask is is_changed else torch.where(mask, values, 0.0)
 
 
 def _kept(patches: Patches, setting: Setting, name: str, marked: Mask, kind: str) -> Mask:
