@@ -88,6 +88,7 @@ def train_by_trainer(
     folder: Path,
     *,
     num_steps: int = STEPS,
+    batch_rows: int = BATCH_ROWS,
 ) -> PreTrainedModel:
     """A copy of the model, its decoder's matrices trained on the rows as Hugging Face's Trainer does it."""
     tuned = copy.deepcopy(model)
@@ -100,7 +101,7 @@ def train_by_trainer(
         return {"input_ids": padded.ids, "attention_mask": padded.attention, "labels": padded.labels}
 
     arguments = TrainingArguments(
-        output_dir=str(folder / "trainer"), max_steps=num_steps, per_device_train_batch_size=BATCH_ROWS, learning_rate=1e-4,
+        output_dir=str(folder / "trainer"), max_steps=num_steps, per_device_train_batch_size=batch_rows, learning_rate=1e-4,
         weight_decay=0.0, report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=True, seed=0,
         remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
