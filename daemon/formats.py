@@ -138,9 +138,13 @@ def _ignored(table: Table, signature: Signature) -> str:
 
 
 def _checked(row: Row, limits: Limits) -> Row:
-    _check_text(row.response, row, limits)
+    # in line what `_check_text` asks, since this is done for every row
+    most = limits.max_cell_chars
+    if len(row.response) > most or "\0" in row.response:
+        _check_text(row.response, row, limits)
     for message in row.messages:
-        _check_text(message.content, row, limits)
+        if len(message.content) > most or "\0" in message.content:
+            _check_text(message.content, row, limits)
     return row
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import msgspec
 
 from state.text import shown
@@ -47,7 +45,7 @@ class BatchError(Exception):
         super().__init__(f"{place}: {self.what}" + (f"; {hint}" if hint else ""))
 
 
-class Origin(NamedTuple):
+class Origin(msgspec.Struct, frozen=True, gc=False):
     """Where a record stands: member file and row."""
 
     source: str
