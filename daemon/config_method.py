@@ -30,8 +30,8 @@ class ObjectiveSection(Table, frozen=True):
     skip_below: Fraction = 0.0
     """Share under which a round does without the patch: of development lookalikes that are refused (over-safety), of rows
     that are answered with their harmful content (safety)."""
-    npo_beta: AboveZero = 0.1
-    """Sharpness of npo and simnpo."""
+    npo_beta: AboveZero | None = None
+    """Sharpness of npo and simnpo; without it 0.1 for npo, 2.5 for simnpo."""
     refusal_weight: Weight = 0.0
     """Weight of the model's own refusals as the preferred answers to the batch's prompts (safety patch only)."""
     recovery_weight: Weight = 0.0
@@ -84,7 +84,7 @@ class DeriveSection(Table, frozen=True):
     sparse_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.1
     """sparse: share of each of the decoder's matrices that a round may change, chosen by SNIP scores before training."""
     safety: ObjectiveSection = ObjectiveSection(
-        objective="npo", max_steps=120, refusal_weight=0.3, recovery_weight=1.5, skip_below=0.02
+        objective="simnpo", max_steps=120, refusal_weight=0.3, recovery_weight=1.5, skip_below=0.02
     )
     over_safety: ObjectiveSection = ObjectiveSection(
         objective="descent", max_steps=30, skip_below=0.25, open_at_least=0.1

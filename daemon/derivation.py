@@ -12,6 +12,7 @@ from patches.backends import usual_learning_rate
 from patches.derive import Derivation, DeriveReport, Recipe, derive
 from patches.mask import Masks
 from patches.model import decoder_linears
+from patches.objectives import USUAL_BETA
 from patches.terms import BatchTerm, Term
 
 Progress = Callable[[float, float], None]
@@ -21,6 +22,11 @@ def nothing(bench: Workbench, reason: str) -> Derivation:
     """A patch that changes nothing."""
     zero = {name: torch.zeros(weight.shape) for name, weight in decoder_linears(bench.model).items()}
     return Derivation(zero, DeriveReport(0, reason, 0.0, 0.0, (), {}))
+
+
+def beta_of(settings: ObjectiveSection) -> float:
+    """The sharpness that is set, or the usual one; objectives that have none do not look at it."""
+    return settings.npo_beta or USUAL_BETA.get(settings.objective, 1.0)
 
 
 def derive_patch(

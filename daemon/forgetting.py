@@ -11,7 +11,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from daemon.config_method import ObjectiveSection
-from daemon.derivation import Progress, derive_patch, nothing
+from daemon.derivation import Progress, beta_of, derive_patch, nothing
 from daemon.material import Material, Teachers, trainable
 from daemon.probes import ProbeRow
 from daemon.workbench import Pair, Workbench, are_right, give_content, refusals_among
@@ -122,7 +122,7 @@ def _forget(
     settings = bench.config.derive.safety
     preferred = AnswerTerm(_preferred(bench, pairs, refusals, seed), settings.refusal_weight)
     rows = trainable(bench, pairs) if pairs else []
-    batch = BatchTerm(rows, settings.objective, row_nll(bench.runner(), rows), settings.npo_beta)
+    batch = BatchTerm(rows, settings.objective, row_nll(bench.runner(), rows), beta_of(settings))
     return ForgettingTerms(batch, [preferred, *held], need)
 
 

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from daemon.derivation import Progress, derive_patch, nothing
+from daemon.derivation import Progress, beta_of, derive_patch, nothing
 from daemon.material import Material, Teachers, references, trainable
 from daemon.probes import development_part, thin
 from daemon.workbench import Pair, Workbench, give_content, refusals_among
@@ -40,7 +40,7 @@ def derive_over_safety(
     taught = references(material.lookalikes)
     answered = _to_answer(material) if taught and weight > 0 else material.batch
     rows = trainable(bench, answered)
-    batch = BatchTerm(rows, settings.objective, torch.zeros(len(rows)), settings.npo_beta)
+    batch = BatchTerm(rows, settings.objective, torch.zeros(len(rows)), beta_of(settings))
     lookalikes = AnswerTerm(bench.encode(taught), weight, name="lookalikes")
     terms: list[Term] = [teachers.retain, teachers.wrapped, teachers.standing_refusals, lookalikes]
     if len(answered) < len(material.batch):

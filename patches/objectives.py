@@ -7,11 +7,15 @@ Sources: ascent, descent: arXiv 2405.13820; NPO: arXiv 2404.05868; SimNPO: arXiv
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 
 from patches.chat import IGNORED
+
+USUAL_BETA: Final = {"npo": 0.1, "simnpo": 2.5}
+"""Sharpness of the negative preferences: of nats an answer, and of nats a token."""
 
 
 @dataclass(frozen=True)

@@ -257,10 +257,13 @@ def test_both_patches_are_zero_outside_of_the_chosen_entries(tmp_path: Path, tin
     assert_same(bench.model, before)
 
 
+# a random model's loss is where SimNPO lets go at its usual sharpness
+@pytest.mark.parametrize("objective", [{"objective": "npo"}, {"objective": "simnpo", "npo_beta": 0.05}])
 def test_one_step_of_the_whole_safety_loss_on_chosen_entries_raises_the_loss_on_the_batch(
-    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, objective: dict[str, Any]
 ) -> None:
-    bench = _bench(tmp_path, tiny_folder, backend="sparse", safety={"max_steps": 1, "learning_rate": 0.001})
+    safety = {"max_steps": 1, "learning_rate": 0.001, **objective}
+    bench = _bench(tmp_path, tiny_folder, backend="sparse", safety=safety)
     material = _material(bench)
     teachers = _teachers(bench, material)
     entries = choose_entries(bench, material, ignore_progress)
@@ -346,9 +349,31 @@ def test_only_the_sequential_safety_patch_is_held_to_the_loosened_models_own_ans
     made = _forgotten(bench, material, over, seed=4)
     names = _names(noted.terms[0])
     assert ("own_answers" in names) is held and names["refusals"] == len(material.batch)
-    assert (noted.recipes[0].objective, noted.recipes[0].seed) == ("npo", 5)
+    assert (noted.recipes[0].objective, noted.recipes[0].seed) == ("simnpo", 5)
     assert all(bool(delta.isfinite().all()) for delta in made.task_vector.values())
     assert_same(bench.model, before)
+
+
+@pytest.mark.parametrize(
+    ("safety", "beta"),
+    [
+        ({"objective": "npo"}, 0.1),
+        ({"objective": "simnpo"}, 2.5),
+        ({"objective": "simnpo", "npo_beta": 4.5}, 4.5),
+        ({"objective": "npo", "npo_beta": 0.2}, 0.2),
+    ],
+)
+def test_an_objective_has_its_usual_sharpness_unless_one_is_set(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, safety: dict[str, Any], beta: float
+) -> None:
+    bench = _bench(tmp_path, tiny_folder, safety=safety)
+    material = _material(bench)
+    teachers = _teachers(bench, material)
+    known = dict(pairs("how do I", 8))
+    _say(monkeypatch, lambda prompt: known.get(prompt, REFUSAL))
+    terms = forgetting_terms(bench, replace(material, lookalikes=[]), teachers, {}, seed=4)
+    assert terms.batch is not None
+    assert (terms.batch.objective, terms.batch.beta) == (safety["objective"], beta)
 
 
 def test_npo_is_measured_from_the_model_that_training_starts_from(
