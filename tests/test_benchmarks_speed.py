@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import time
@@ -11,10 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
+import benchmarks.speed.__main__ as speed
 from benchmarks.speed import peers
 from benchmarks.speed.__main__ import NAMES, _measures
 from benchmarks.speed.models import SHAPES, Shape, make
-from benchmarks.speed.rows import Row, interleaved, processor_seconds, table
+from benchmarks.speed.rows import Row, interleaved, markdown, processor_seconds, table
 from benchmarks.speed.store import RandomEntries, _zstd_bytes
 from daemon.candidate import MergedEdits
 from state.tensors import ModelFolder
@@ -39,6 +42,50 @@ def test_a_budget_is_on_the_ratio_where_there_is_a_peer_and_else_on_ours(
     assert row.holds is holds
     assert row.measure == (ours if peer is None else ours / peer)
     assert ("yes" if holds else "NO") in table([row]) and f"{int(holds)} of 1 budgets hold" in table([row])
+
+
+def test_a_row_without_a_budget_is_there_to_compare_with() -> None:
+    row = Row("thing", 2.0, "s", "another", 1.0, None, "at most")
+    assert row.holds is None and row.to_dict()["holds"] is None
+    assert "0 of 0 budgets hold" in table([row]) and "at most" not in table([row])
+
+
+def test_the_page_has_the_table_of_what_is_kept() -> None:
+    page = speed.ROOT / "docs" / "performance.md"
+    kept = json.loads(speed.RESULTS.read_text())
+    assert list(kept) == [name for name in NAMES if name in kept]
+    assert markdown(kept) in page.read_text(), "`python -m benchmarks.speed --report` prints it"
+
+
+def test_a_row_that_is_measured_again_replaces_what_is_kept_of_it_only_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "speed.json"
+    monkeypatch.setattr(speed, "RESULTS", results)
+    found = {name: Row(name, 1234.5, "s", "a peer", 1.0, 2.0, "at most", "a note") for name in NAMES}
+    monkeypatch.setattr(speed, "_in_a_process", lambda name: [found[name]])
+    assert speed.main(["--row", "intake"]) == 0 and not results.exists()
+    assert speed.main(["--without", "size"]) == 0
+    kept = json.loads(results.read_text())
+    assert list(kept) == [name for name in NAMES if name != "size"]
+    assert kept["rest"]["about"]["machine"]["cores"] == os.cpu_count() and kept["rest"]["about"]["commit"]
+    found["intake"] = Row("intake", 0.5, "s", "", None, 2.0, "at most")
+    assert speed.main(["--row", "intake", "--keep"]) == 0
+    again = json.loads(results.read_text())
+    assert again["intake"]["rows"][0]["ours"] == 0.5 and again["rest"] == kept["rest"]
+    capsys.readouterr()
+    assert speed.main(["--report"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"**1 of {len(NAMES) - 1} budgets hold.**"
+    assert any(line.startswith("| rest | a peer; a note | 1,234 s | 1 | 1234.50 | at most 2 | no |") for line in lines)
+    assert any(line.startswith("| intake |  | 0.5 s |  |  | at most 2 | yes |") for line in lines)
+
+
+def test_memory_is_that_of_the_process_and_not_of_who_started_it() -> None:
+    ballast = np.ones(400 << 20, np.uint8)
+    probe = "from benchmarks.speed.rows import peak_mib; print(peak_mib())"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=speed.ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 300 < ballast.nbytes / 2**20
 
 
 def test_both_sides_run_in_turns_and_the_first_of_each_does_not_count() -> None:

@@ -1,7 +1,8 @@
 """`python -m benchmarks.speed` measures every row in a process of its own, prints the table and keeps it.
 
-The results say which commit and machine made them. `--row NAME` measures one; nothing is kept then. `--growth` measures
-instead how each step grows, and keeps that in files of its own, with plots.
+The results say of each row which commit and machine made it, and how busy that was. `--row NAME` measures one, and keeps it
+with `--keep` only. `--report` prints what is kept, as docs/performance.md has it. `--growth` measures instead how each step
+grows, and keeps that in files of its own, with plots.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from benchmarks.speed import growth, growth_plots, growth_steps
-from benchmarks.speed.rows import Row, table
+from benchmarks.speed.rows import Row, markdown, table
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 WORK: Final = ROOT / "var" / "bench" / "speed"
@@ -56,9 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     """Measure; 0 whatever comes out, since budgets are goals and the table says which hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__)
     parser.add_argument("--row", action="append", choices=NAMES, help="these only; may be repeated")
-    parser.add_argument(
-        "--without", action="append", choices=NAMES, default=[], help="all but these; what is kept says so"
-    )
+    parser.add_argument("--without", action="append", choices=NAMES, default=[], help="all but these")
+    parser.add_argument("--keep", action="store_true", help="with --row: in place of what is kept of it")
+    parser.add_argument("--report", action="store_true", help="measure nothing: print what is kept, in Markdown")
     parser.add_argument(
         "--growth",
         nargs="*",
@@ -73,16 +74,26 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if options.growth is not None:
         return _growth(options.growth or growth_steps.AXES)
-    about, rows = _about() | {"without": options.without}, list[Row]()
+    if options.report:
+        print(markdown(json.loads(RESULTS.read_text())))
+        return 0
+    rows: list[Row] = []
     for name in options.row or [name for name in NAMES if name not in options.without]:
         print(f"{name} …", file=sys.stderr, flush=True)
-        rows += _in_a_process(name)
-        if options.row is None:  # after each row: what follows may take an hour, or fail
-            RESULTS.write_text(json.dumps(about | {"rows": [row.to_dict() for row in rows]}, indent=1) + "\n")
+        about, found = _about(), _in_a_process(name)
+        rows += found
+        if found and (options.keep or options.row is None):
+            _keep(name, about, found)
     print(table(rows))
-    if options.row is None:
-        print(f"kept in {RESULTS.relative_to(ROOT)}")
     return 0
+
+
+def _keep(name: str, about: dict[str, Any], rows: Sequence[Row]) -> None:
+    """In place of what is kept of it; after each row, since what follows may take an hour, or fail."""
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept[name] = {"about": about, "rows": [row.to_dict() for row in rows]}
+    in_order = {part: kept[part] for part in NAMES if part in kept}
+    RESULTS.write_text(json.dumps(in_order, indent=1) + "\n")
 
 
 def _growth(axes: Sequence[str]) -> int:
@@ -130,7 +141,7 @@ def _about() -> dict[str, Any]:
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip() + ("" if is_clean else " and changes"),
-        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine(), "threads": 1},
+        "machine": {"cores": os.cpu_count(), "threads": 1, **_processor()},
         "load_before": round(os.getloadavg()[0], 2),
         "versions": {
             "python": platform.python_version(),
@@ -138,6 +149,14 @@ def _about() -> dict[str, Any]:
             "transformers": transformers.__version__,
         },
     }
+
+
+def _processor() -> dict[str, Any]:
+    """Its name, and whether it has instructions for SHA-256, which writing a version takes longest for."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text(encoding="utf-8") if info.exists() else ""
+    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    return {"processor": name or platform.machine(), "has_sha_instructions": " sha_ni" in text or " sha2" in text}
 
 
 if __name__ == "__main__":

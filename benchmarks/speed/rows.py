@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -94,3 +94,33 @@ def table(rows: Sequence[Row]) -> str:
 
 def _budget(row: Row) -> str:
     return "" if row.budget is None else f"{row.kind} {row.budget:<6.4g} {'yes' if row.holds else 'NO'}"
+
+
+def markdown(kept: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `make bench` keeps, a line a row, and how many budgets hold."""
+    lines = [
+        "| row | against | ours | other | ratio | budget | holds | commit | load |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    budgets: list[bool] = []
+    for part in kept.values():
+        about = f"{part['about']['commit'][:7]} | {part['about']['load_before']}"
+        for row in part["rows"]:
+            budgets += [] if row["holds"] is None else [row["holds"]]
+            lines.append(f"| {' | '.join(_cells(row))} | {about} |")
+    return "\n".join([*lines, "", f"**{sum(budgets)} of {len(budgets)} budgets hold.**"])
+
+
+def _cells(row: Mapping[str, Any]) -> Iterator[str]:
+    yield row["name"]
+    yield f"{row['against']}; {row['note']}".strip("; ")
+    yield f"{_figure(row['ours'])} {row['unit']}"
+    yield "" if row["peer"] is None else _figure(row["peer"])
+    yield "" if row["peer"] is None else f"{row['ours'] / row['peer']:.2f}"
+    yield "" if row["budget"] is None else f"{row['kind']} {_figure(row['budget'])}"
+    yield {True: "yes", False: "no", None: ""}[row["holds"]]
+
+
+def _figure(value: float) -> str:
+    """Three figures, and no power of ten."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
