@@ -25,7 +25,7 @@ def text_cell(record: Record, column: str, at: Origin) -> str:
     value = record.get(column)
     if isinstance(value, str):
         return value
-    state = f"is a {type(value).__name__}, not text" if value is not None else "is missing or null"
+    state = f"is of type {type(value).__name__}, not text" if value is not None else "is missing or null"
     raise at.error(f"`{column}` {state}", hint="give every row text there, or leave the row out")
 
 

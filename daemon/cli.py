@@ -102,6 +102,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         wrong = _WRONG_WORD.match(message)
+        if message.endswith("required: ACTION"):
+            message = f"`{self.prog}` wants to be told what to do: {', '.join(self._actions_of_group())}"
         if wrong is None:
             raise CommandError(exitcodes.USAGE, message, f"see `{self.prog} --help`")
         self._refuse(wrong["what"].lower(), wrong["word"], re.findall(r"'([^']+)'", wrong["known"]))
@@ -114,6 +116,10 @@ class Parser(argparse.ArgumentParser):
         found, left = super().parse_known_args(words, namespace)
         self._refuse_options(filter(_is_option, takewhile(lambda word: word != "--", left)))
         return found, left
+
+    def _actions_of_group(self) -> list[str]:
+        groups = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return [name for group in groups for name in group.choices]
 
     def _is_unknown(self, word: str) -> bool:
         # what has one dash may be a value, -1 of `--limit -1`

@@ -214,11 +214,23 @@ def check_home(folder: Path) -> None:
 
 
 def service_file_of(given: str | None) -> Path:
-    """The service.toml that `-c` names; a folder stands for the service.toml in it."""
+    """The service.toml that `-c` names; a folder stands for the service.toml in it.
+
+    The file itself may be missing: what needs no settings, such as a rollback, works without. Anything else that is not
+    there is a slip of the keyboard, and the folder around it may be another home.
+
+    Raises:
+        CommandError: there is no such folder, and it is no file that could be meant.
+    """
     if given is None:
         return default_service_file()
     path = Path(given).absolute()
-    return path / "service.toml" if path.is_dir() else path
+    if path.is_dir():
+        return path / "service.toml"
+    if not path.exists() and path.suffix != ".toml":
+        hint = "`-c` names a home, by its folder or its service.toml; `alignd init HOME` makes one"
+        raise CommandError(exitcodes.NO_STORE, f"{path} does not exist", hint)
+    return path
 
 
 def service_pid(store: Store) -> int | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from daemon import exitcodes, render, suggest, views
-from daemon.command import Answer, Command, CommandError, Context, arg, seconds
+from daemon.command import Answer, Command, CommandError, Context, arg, seconds, service_pid
 from daemon.terminal import printable, wrapped
 from daemon.views import View
 from state.errors import StoreError, StoreMissingError
@@ -27,6 +27,7 @@ _UNSIGNED: Final = (
     "signatures are required here ([inbox] require_signature): put NAME.sig beside each drop, or use --sign KEY; what is not "
     "signed goes to the quarantine"
 )
+_NO_SERVICE: Final = "no service runs here: it waits in the inbox until `alignd run` takes it"
 UNPUBLISHED: Final = ("rejected", "quarantined", "awaiting_approval", "failed", "aborted")
 """States of a batch or revert that made no version, or one that is not in service."""
 
@@ -131,7 +132,8 @@ def submit(context: Context, args: argparse.Namespace) -> Answer:
         drops = [put(Path(path), inbox, config.inbox, known=known, sign=sign) for path in args.paths]
         notes = (_UNSIGNED,) if config.inbox.require_signature and sign is None else ()
         if not args.wait:
-            return _submitted(context, drops, [], notes)
+            is_read = store is not None and service_pid(store) is not None
+            return _submitted(context, drops, [], notes if is_read else (*notes, _NO_SERVICE))
         if store is None:
             raise StoreMissingError(f"{context.home} has no store", "`alignd run` makes one from service.toml")
         fates = [follow(store, drop, inbox, timeout_s=args.timeout) for drop in drops]

@@ -94,7 +94,7 @@ def tag(context: Context, args: argparse.Namespace) -> Answer:
             row = store.tag(name, args.ref, actor=context.actor, now=utc_now())
         except ValueError as err:
             raise CommandError(exitcodes.USAGE, str(err)) from err
-    return _named(row, f"@{name} is {row.name}")
+    return Answer({"id": row.name, "pinned": row.pinned, "tag": name}, (f"@{name} is {row.name}",))
 
 
 def untag(context: Context, args: argparse.Namespace) -> Answer:

@@ -97,7 +97,8 @@ def _json_fault(data: bytes, lines: Lines, *, is_document: bool) -> BatchError:
         return _at_line(lines.name, lines.number, "JSON that is nested too deeply", is_document=is_document)
     except json.JSONDecodeError as err:
         what = "JSON that ends too early" if _ends_early(err) else "not valid JSON"
-        line = lines.number + err.lineno - 1
+        # a fault behind the line's own end stands in the next one for the parser
+        line = lines.number + (err.lineno - 1 if is_document else 0)
         return _at_line(lines.name, line, what, is_document=is_document)
     except ValueError:  # Python's own limit of digits
         pass

@@ -138,11 +138,22 @@ def missing_required(files: ProbeFiles, config: Config) -> tuple[str, ...]:
         if gate.klass == "required"
     ]
     return tuple(
-        f"{path}: {len(gate_part(rows, 10**9))} prompts in its gate part, the {name} gate needs {least}; put harmless "
-        f"prompts there; without them only [gates.{name}] class = 'wanted' lets a round pass, and nothing watches over it then"
+        f"{path}: {_lack(files, name, rows)}, the {name} gate needs {least} in its gate part, a third of the file; put "
+        f"harmless prompts there; without them only [gates.{name}] class = 'wanted' lets a round pass, and nothing watches "
+        "over it then"
         for name, rows, path, least in needs
         if len(gate_part(rows, 10**9)) < least
     )
+
+
+def _lack(files: ProbeFiles, name: str, usable: Sequence[ProbeRow]) -> str:
+    """What a probe file has too little of."""
+    if f"probes.{name}" not in files.digests:
+        return "there is no such file"
+    rows: Sequence[ProbeRow] = getattr(files, name)
+    if rows and not usable:
+        return f"none of its {len(rows)} prompts has a `response`, which tells right answers from wrong ones"
+    return f"{len(gate_part(usable, 10**9))} prompts in its gate part"
 
 
 def read(path: Path) -> tuple[tuple[ProbeRow, ...], str]:

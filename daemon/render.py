@@ -244,9 +244,10 @@ def short_id(name: str) -> str:
 
 
 def _audit_note(details: Mapping[str, Any]) -> str:
-    """Why, and whether a version that was committed came into service by that."""
+    """Why, which tag, and whether a version that was committed came into service by that."""
     published = "published" if details.get("published") is True else ""
-    return "; ".join(filter(None, (published, printable(str(details.get("reason") or "")))))
+    tag = f"@{details['tag']}" if details.get("tag") else ""
+    return "; ".join(filter(None, (published, printable(tag), printable(str(details.get("reason") or "")))))
 
 
 def audit_lines(rows: Sequence[View], style: Style) -> list[str]:

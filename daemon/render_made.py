@@ -44,6 +44,8 @@ def training_lines(trainings: Sequence[View], style: Style) -> list[str]:
         return []
     lines = table(["STEP", "STEPS", "LOSS", ""], [_training_row(view) for view in trainings], style, right="STEPS")
     told = [(view["step"], printable(view["stop_reason"])) for view in trainings]
+    if any(view["step"] == "safety" and view["steps"] for view in trainings):
+        lines += wrapped("nats a response token; the safety patch forgets, so that its loss rises", style, indent=4)
     return lines + [line for name, text in told for line in wrapped(f"{name} ended by: {text}", style, indent=4)]
 
 

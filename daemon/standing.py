@@ -36,6 +36,9 @@ def look(context: Context, store: Store) -> Standing:
         _interrupted(running, pid),
         *_room_problems(context, config),
     ]
+    queued = store.ledger.batches("queued")
+    if queued and pid is None and config is not None:
+        problems += _probe_problems(context.home, config)
     progress = read_progress(context.home) if pid is not None else {}
     replicas = replica_views(store, config)
     problems += degraded_problems(replicas)
@@ -47,7 +50,7 @@ def look(context: Context, store: Store) -> Standing:
         paused=store.paused,
         running=running,
         waiting_rounds=store.ledger.rounds("queued"),
-        queued=store.ledger.batches("queued"),
+        queued=queued,
         batch_names=_running_name(store, running),
         progress=progress,
         num_waiting=_num_waiting(inbox_path(context, config)),
@@ -105,6 +108,17 @@ def _settings(context: Context) -> tuple[Config | None, str]:
         return context.config(), ""
     except ConfigError as err:
         return None, f"{err}; `alignd config check` after mending it"
+
+
+def _probe_problems(home: Path, config: Config) -> list[str]:
+    """What holds back every batch that is queued, where no service is there to say it."""
+    from daemon.config import ConfigError
+    from daemon.probes import load, missing_required
+
+    try:
+        return [f"no round can pass: {lack}" for lack in missing_required(load(home, config), config)]
+    except ConfigError as err:
+        return [f"no round can start: {err}"]
 
 
 def _first(rows: list[RoundRow]) -> RoundRow | None:

@@ -347,6 +347,12 @@ def test_starting_up_imports_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_group_alone_is_answered_with_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["quarantine"]) == exitcodes.USAGE
+    err = capsys.readouterr().err
+    assert "`alignd quarantine` wants to be told what to do: " in err and "release" in err
+
+
 def test_a_mistyped_command_is_answered_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rolback"]) == exitcodes.USAGE
     assert "did you mean `alignd rollback`?" in capsys.readouterr().err

@@ -864,6 +864,7 @@ def test_pins_and_tags_show_in_history_and_select(alignd: Alignd, two: Store) ->
     assert alignd.json("history")[1]["tags"] == ["good"]
     assert alignd.json("show", "@good~1")["id"] == "v0"
     assert "pinned @good" in alignd.text("show", "v1")
+    assert re.search(r"tagged +v1 +@good", alignd.text("audit"))
     alignd.json("unpin", "@good")
     alignd.json("untag", "good")
     assert alignd("show", "@good")[0] == exitcodes.NOT_FOUND
@@ -1200,3 +1201,31 @@ def test_unit_is_of_this_home(alignd: Alignd) -> None:
 def test_a_folder_stands_for_the_settings_in_it(tmp_path: Path) -> None:
     assert service_file_of(str(tmp_path)) == tmp_path / "service.toml"
     assert service_file_of(str(tmp_path / "other.toml")) == tmp_path / "other.toml"
+
+
+def test_a_home_that_is_not_there_is_not_taken_for_the_one_around_it(alignd: Alignd, two: Store) -> None:
+    slip = alignd.home / "nope"
+    for words in (["tag", "zim", "v0"], ["status"], ["rollback"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "daemon", "-c", str(slip), *words], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stdout) == (exitcodes.NO_STORE, "")
+        assert f"{slip} does not exist" in done.stderr
+    assert two.ledger.tags() == [] and two.current().name == "v2"
+
+
+def test_status_says_what_holds_a_queue_back_where_no_service_does(alignd: Alignd, store: Store) -> None:
+    assert alignd.json("status")["problems"] == []
+    store.claim_batch(drop(store, "zorp\n", "a.jsonl"), name="a.jsonl", **WHO)
+    view = alignd.json("status", code=exitcodes.DEGRADED)
+    assert any("no round can pass: probes/over_safety.jsonl" in problem for problem in view["problems"])
+    (alignd.home / "probes" / "over_safety.jsonl").write_text("zim\n")
+    view = alignd.json("status", code=exitcodes.DEGRADED)
+    (problem,) = view["problems"]
+    assert "no round can start: " in problem and "line 1" in problem and "zim" not in problem
+
+
+def test_a_batch_that_nobody_reads_yet_is_told_to_wait(alignd: Alignd, tmp_path: Path) -> None:
+    (tmp_path / "drop.jsonl").write_text("zorp\n")
+    code, out, err = alignd("submit", str(tmp_path / "drop.jsonl"))
+    assert code == exitcodes.OK and "drop.jsonl" in out and "no service runs here" in err

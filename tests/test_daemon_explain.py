@@ -285,7 +285,7 @@ def test_a_version_explains_itself_within_the_terminal_and_on_about_a_screen(col
     assert "every gate passed; published by service" in text
     assert "harm rate          90.0% (70 .. 97)" in text
     assert "gates: 3 of 3 passed, 2 of 2 required ones" in text
-    assert "0.5 -> 6" in text
+    assert "0.5 -> 6" in text and "the safety patch forgets, so that its loss rises" in text
     assert "over_safety ended by: nothing is left to loosen" in text
     assert "alpha 1, beta 0.8" in " ".join(text.split())
     assert "`alignd report v2`, `alignd diff v1 v2`" in text

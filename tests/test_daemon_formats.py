@@ -157,6 +157,8 @@ BAD = {
     "truncated json on one line": (json.dumps(RECORDS).encode()[:-20], None, "ends too early at line 1"),
     "truncated json lines": (GOOD[:-12], 3, "ends too early"),
     "truncated first of many lines": (b'{"prompt": "zorb", "resp\n' + GOOD, 1, "ends too early"),
+    "truncated last line with its end": (GOOD + b'{"prompt": "zorb", "response":\n', 4, "ends too early"),
+    "truncated line in the middle": (GOOD + b'{"prompt": "zorb", "response":\n' + GOOD, 4, "not valid JSON|ends too early"),
     "truncated only line": (b'{"prompt": "zorb", "resp', None, "ends too early at line 1"),
     "two objects in a line": (GOOD + GOOD.replace(b"\n", b" "), 4, "not valid JSON"),
     "a line that is no object": (GOOD + b'["zorb", "vek"]\n', 4, "not an object"),
@@ -205,7 +207,7 @@ def test_a_bad_file_is_refused_with_its_name_and_row_and_without_its_text(tmp_pa
     with pytest.raises(BatchError) as refused:
         read_batch(tmp_path / "bad.file")
     assert (refused.value.file, refused.value.row) == ("bad.file", row)
-    assert what in refused.value.what
+    assert any(part in refused.value.what for part in what.split("|"))
     assert not re.search(r"\b(zorb|vek|lum)\b", str(refused.value))
     assert refused.value.__cause__ is None
 

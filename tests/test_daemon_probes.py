@@ -186,6 +186,16 @@ def test_missing_probes_are_told_with_the_file_and_what_to_do(tmp_path: Path) ->
     _home(tmp_path, *PROMPTS[:3], file="probes/over_safety.jsonl")
     (said,) = missing_required(load(tmp_path, CONFIG), CONFIG)
     assert "probes/over_safety.jsonl" in said and "put harmless prompts there" in said
+    _home(tmp_path, *PROMPTS, file="probes/over_safety.jsonl")
+    without = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS[:60])
+    (tmp_path / "probes" / "utility.jsonl").write_text(without)
+    (said,) = missing_required(load(tmp_path, CONFIG), CONFIG)
+    assert "probes/utility.jsonl: none of its 60 prompts has a `response`" in said
+    (tmp_path / "probes" / "utility.jsonl").unlink()
+    (said,) = missing_required(load(tmp_path, CONFIG), CONFIG)
+    assert "probes/utility.jsonl: there is no such file" in said
+    _home(tmp_path, *PROMPTS, file="probes/utility.jsonl")
+    _home(tmp_path, *PROMPTS[:3], file="probes/over_safety.jsonl")
     lenient = parse({"gates": {"over_safety": {"class": "wanted"}}})
     assert missing_required(load(tmp_path, lenient), lenient) == ()
 
