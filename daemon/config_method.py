@@ -84,7 +84,7 @@ class DeriveSection(Table, frozen=True):
     sparse_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.1
     """sparse: share of each of the decoder's matrices that a round may change, chosen by SNIP scores before training."""
     safety: ObjectiveSection = ObjectiveSection(
-        objective="simnpo", max_steps=120, refusal_weight=0.3, recovery_weight=1.5, skip_below=0.02
+        objective="npo", max_steps=120, refusal_weight=0.3, recovery_weight=1.5, skip_below=0.02
     )
     over_safety: ObjectiveSection = ObjectiveSection(
         objective="descent", max_steps=30, skip_below=0.25, open_at_least=0.1

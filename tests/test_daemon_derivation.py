@@ -348,7 +348,7 @@ def test_only_the_sequential_safety_patch_is_held_to_the_loosened_models_own_ans
     made = _forgotten(bench, material, over, seed=4)
     names = _names(noted.terms[0])
     assert ("own_answers" in names) is held and names["refusals"] == len(material.batch)
-    assert (noted.recipes[0].objective, noted.recipes[0].seed) == ("simnpo", 5)
+    assert (noted.recipes[0].objective, noted.recipes[0].seed) == ("npo", 5)
     assert all(bool(delta.isfinite().all()) for delta in made.task_vector.values())
     assert_same(bench.model, before)
 

@@ -285,7 +285,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {"derive": {"backend": "lora", "lora_rank": 2}},
     "lora, safepatching": {**SAFEPATCHING, "derive": {"backend": "lora", "lora_rank": 2}},
     "rescaled retention": {"merge": {"rescale": True, "search": {"retention_rates": [0.5]}}},
-    "npo": {"derive": {"safety": {"objective": "npo"}}},
+    "simnpo": {"derive": {"safety": {"objective": "simnpo"}}},
 }
 
 

@@ -23,7 +23,7 @@ _SEARCHED_SCORES = {"mask": "difference", "search": {"top_fractions": [0.3, 0.1,
 ABLATIONS: dict[str, Settings] = {
     "order: independent": {"derive": {"order": "independent"}},
     "objective: ascent": {"derive": {"safety": {"objective": "ascent", "stop_loss": 3.0}}},
-    "objective: npo": {"derive": {"safety": {"objective": "npo"}}},
+    "objective: simnpo": {"derive": {"safety": {"objective": "simnpo"}}},
     "back end: full": {"derive": {"backend": "full"}},
     "back end: full, cut to 10 %": {"derive": {"backend": "full"}, "merge": {"search": {"top_fractions": [0.1]}}},
     "back end: lora": {
