@@ -314,7 +314,7 @@ def test_a_file_to_report_that_is_not_there_is_named(folders: Path, capsys: pyte
     assert "no file " in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run.main(["--report", "--workers", "0"])
-    assert "0 is not at least 1" in capsys.readouterr().err
+    assert "0 is no number of processes: at least 1" in capsys.readouterr().err
 
 
 def test_the_committed_tables_and_pictures_are_those_of_the_committed_results(
