@@ -134,7 +134,9 @@ def _in_a_process(name: str) -> list[Row]:
 
 def _about() -> dict[str, Any]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-    is_clean = not subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
+    # what is kept of the rows before is no change of what is measured
+    changes = ["git", "status", "--porcelain", "--", ".", ":!benchmarks/results"]
+    is_clean = not subprocess.run(changes, cwd=ROOT, capture_output=True, text=True).stdout
     import torch
     import transformers
 
