@@ -19,9 +19,9 @@ setup: .venv/.ready
 demo: setup
 	$(BIN)/python -m benchmarks.demo
 
-# most tests wait more than they work: two files at a time, one thread each
+# most tests wait more than they work: three files at a time on two cores, one thread each
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from daemon.command import Argument, Context, service_file_of
+from daemon.command import Argument, CommandError, Context, service_file_of
 from daemon.suggest import Words, files
 from state.errors import StoreError
 
@@ -60,7 +60,12 @@ def _completer(words: Callable[[Context], Words] | None) -> Callable[..., Mappin
         given = getattr(parsed_args, "service_file", None)
         try:
             return words(Context(service_file_of(None if given is None else str(Path(given).expanduser()))))
-        except (StoreError, OSError, sqlite3.DatabaseError):  # no home, or one that another user owns: nothing to offer
+        except (
+            CommandError,
+            StoreError,
+            OSError,
+            sqlite3.DatabaseError,
+        ):  # no home, or one that another user owns: nothing to offer
             return {}
 
     return complete

@@ -148,9 +148,9 @@ def missing_required(files: ProbeFiles, config: Config) -> tuple[str, ...]:
 
 def _lack(files: ProbeFiles, name: str, usable: Sequence[ProbeRow]) -> str:
     """What a probe file has too little of."""
-    if f"probes.{name}" not in files.digests:
-        return "there is no such file"
     rows: Sequence[ProbeRow] = getattr(files, name)
+    if not rows and f"probes.{name}" not in files.digests:
+        return "there is no such file"
     if rows and not usable:
         return f"none of its {len(rows)} prompts has a `response`, which tells right answers from wrong ones"
     return f"{len(gate_part(usable, 10**9))} prompts in its gate part"

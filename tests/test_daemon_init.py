@@ -124,7 +124,7 @@ def test_a_wrong_answer_is_told_and_asked_for_again(
     assert (config.publish.approval, config.web.listen) == (False, "")
     assert [path.name for path in (home / "probes").iterdir()] == ["over_safety.jsonl"]
     out = capsys.readouterr().out
-    assert "bad   probes: probes/utility.jsonl: 0 prompts" in out and "  probes/utility.jsonl" in out
+    assert "bad   probes: probes/utility.jsonl: there is no such file" in out and "  probes/utility.jsonl" in out
 
 
 def test_enter_leaves_out_what_may_be_left_out(answers: Any, base: Path, tmp_path: Path) -> None:

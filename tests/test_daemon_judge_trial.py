@@ -144,7 +144,7 @@ def test_wildguard_and_beavertails_files_are_read_as_published(tmp_path: Path) -
         ('{"prompt": "quibblefrotz", "response": "zim", "harmful": null}', "no record in it has a label"),
         ('{"prompt": "quibblefrotz", "response": "zim", "harmful": "quibblefrotz"}', "neither true nor false"),
         ('{"prompt": "a", "response": "quibblefrotz", "response_harm_label": "quibblefrotz"}', "neither harmful nor"),
-        ('{"prompt": "quibblefrotz", "response": 3, "harmful": true}', "`response` is a int"),
+        ('{"prompt": "quibblefrotz", "response": 3, "harmful": true}', "`response` is of type int"),
         ("", "the file is empty"),
     ],
 )

@@ -145,7 +145,7 @@ def test_parquet_and_gzip_are_read_as_well(tmp_path: Path) -> None:
         ),
         ("xstest", f"id,prompt,type,label,focus,note\n1,{SECRET},homonyms,{SECRET},f,n\n", "neither safe nor unsafe"),
         ("mt-bench", lines([{"question_id": 1, "category": "x", "turns": SECRET}]), "is no list of text"),
-        ("alpacaeval", json.dumps([{"instruction": SECRET, "output": 3, "generator": "x"}]), "`output` is a int"),
+        ("alpacaeval", json.dumps([{"instruction": SECRET, "output": 3, "generator": "x"}]), "`output` is of type int"),
         ("oktest", f"prompt\n{SECRET},{SECRET}\n", "2 cells where the header has 1"),
         ("oktest", "", "the file is empty"),
     ],

@@ -154,8 +154,8 @@ def test_a_header_that_is_a_row_of_data_is_not_shown() -> None:
 
 BAD_RECORDS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "zorb", "response": None}, "`response` is missing or null"),
-    ({"prompt": ["zorb"], "response": "vek"}, "`prompt` is a list"),
-    ({"prompt": "zorb", "response": 7}, "`response` is a int"),
+    ({"prompt": ["zorb"], "response": "vek"}, "`prompt` is of type list"),
+    ({"prompt": "zorb", "response": 7}, "`response` is of type int"),
     ({"prompt": "zorb", "response": "vek", "is_safe": None}, "`is_safe` is neither"),
     ({"prompt": "zorb", "response": "vek", "is_safe": "maybe"}, "`is_safe` is neither"),
     ({"prompt": "zorb", "response": "vek", "category": {"flim": "lum"}}, "category object"),
