@@ -1225,6 +1225,22 @@ def test_status_says_what_holds_a_queue_back_where_no_service_does(alignd: Align
     assert "no round can start: " in problem and "line 1" in problem and "zim" not in problem
 
 
+@pytest.mark.parametrize(
+    ("words", "listed"),
+    [
+        (["--limit", "2"], ["v1", "v2"]),
+        (["--limit", "9"], ["v0", "v1", "v2"]),
+        (["--limit", "1", "--state", "base"], ["v0"]),
+        (["--limit", "1", "--since", "2000-01-01"], ["v2"]),
+        (["--state", "published"], ["v1", "v2"]),
+    ],
+)
+def test_history_lists_the_newest_that_are_asked_for_oldest_first(
+    alignd: Alignd, two: Store, words: list[str], listed: list[str]
+) -> None:
+    assert [view["id"] for view in alignd.json("history", *words)] == listed
+
+
 def test_a_batch_that_nobody_reads_yet_is_told_to_wait(alignd: Alignd, tmp_path: Path) -> None:
     (tmp_path / "drop.jsonl").write_text("zorp\n")
     code, out, err = alignd("submit", str(tmp_path / "drop.jsonl"))

@@ -173,6 +173,7 @@ BAD = {
     "lone surrogate": (GOOD + SURROGATE, 4, "lone surrogate"),
     "lone surrogate in json": (b"[\n" + SURROGATE + b"]", None, "lone surrogate at line 2"),
     "nul in text": (GOOD + b'{"prompt": "zorb", "response": "vek \\u0000 lum"}\n', 4, "NUL"),
+    "nul in the prompt": (GOOD + b'{"prompt": "zorb \\u0000", "response": "vek"}\n', 4, "NUL"),
     "missing key": (GOOD + b'{"prompt": "zorb"}\n', 4, "`response` is missing"),
     "null cell": (GOOD + b'{"prompt": null, "response": "vek"}\n', 4, "`prompt` is missing or null"),
     "number for text": (GOOD + b'{"prompt": "zorb", "response": 3}\n', 4, "not text"),
