@@ -60,13 +60,13 @@ class MergedEdits(Mapping[str, Edit]):
     """
 
     def __init__(self, parent: ModelFolder, entries: Entries) -> None:
-        self.parent = parent
+        self._parent = parent
         self._entries = entries
 
     def __getitem__(self, name: str) -> Edit:
         indices, deltas = self._entries[name]
-        dtype = self.parent.tensors[name].dtype
-        old = self.parent.read_raw(name)[indices]
+        dtype = self._parent.tensors[name].dtype
+        old = self._parent.read_raw(name)[indices]
         new = from_float32(to_float32(old, dtype) + deltas.astype(np.float32), dtype)
         changed = new != old
         return Edit(indices[changed], new[changed])

@@ -6,7 +6,7 @@ import argparse
 import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from daemon import exitcodes, judges_shown, render, views
 from daemon.command import (
@@ -24,7 +24,9 @@ from daemon.standing import look, names
 from daemon.status_view import status_view
 from state.errors import StoreError
 from state.rows import BatchState, VersionRow, VersionState
-from state.store import Store
+
+if TYPE_CHECKING:
+    from state.store import Store
 
 BOOTED: Final = Path("/run/systemd/system")
 """There where systemd is the system's manager, as sd_booted(3) looks for it."""
@@ -53,9 +55,9 @@ def history(context: Context, args: argparse.Namespace) -> Answer:
 
 
 def _wanted(store: Store, states: list[str], since: datetime | None, limit: int) -> list[VersionRow]:
-    """The newest versions that `history` is asked for, oldest first; of many only those are read, where that can be."""
+    """The newest versions that `history` is asked for, in no order; of many only those are read, where that can be."""
     if since is None and limit:
-        return store.ledger.newest(VersionRow, limit, states=states)[::-1]
+        return store.ledger.newest(VersionRow, limit, states=states)
     rows = [row for row in store.ledger.versions(*states) if since is None or instant(row.created_at) >= since]
     return rows[-limit:] if limit else rows
 

@@ -60,12 +60,7 @@ def _completer(words: Callable[[Context], Words] | None) -> Callable[..., Mappin
         given = getattr(parsed_args, "service_file", None)
         try:
             return words(Context(service_file_of(None if given is None else str(Path(given).expanduser()))))
-        except (
-            CommandError,
-            StoreError,
-            OSError,
-            sqlite3.DatabaseError,
-        ):  # no home, or one that another user owns: nothing to offer
-            return {}
+        except (CommandError, StoreError, OSError, sqlite3.DatabaseError):
+            return {}  # no home, or one that another user owns: nothing to offer
 
     return complete

@@ -146,6 +146,14 @@ def missing_required(files: ProbeFiles, config: Config) -> tuple[str, ...]:
     )
 
 
+def lacking(home: Path, config: Config) -> tuple[str, ...]:
+    """`missing_required` of a home's files; where they cannot be used, what is wrong with them."""
+    try:
+        return missing_required(load(home, config), config)
+    except (ConfigError, OSError) as err:  # a line of it, or its permissions, are for its owner to mend
+        return (str(err),)
+
+
 def _lack(files: ProbeFiles, name: str, usable: Sequence[ProbeRow]) -> str:
     """What a probe file has too little of."""
     rows: Sequence[ProbeRow] = getattr(files, name)

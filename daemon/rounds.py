@@ -9,14 +9,14 @@ from pathlib import Path
 import structlog
 
 from daemon import config as settings
-from daemon.config import Config, ConfigError
+from daemon.config import Config
 from daemon.job import Job, Workshop
 from daemon.log import (
     ROUND_HELD_BACK,
     ROUND_RESUMED,
     ROUND_STARTED,
 )
-from daemon.probes import load, missing_required
+from daemon.probes import lacking
 from daemon.progress import FailedEvent, StepEvent
 from daemon.timers import cron_setting
 from daemon.verdicts import Verdicts
@@ -199,16 +199,9 @@ class _ProbeCheck:
         """Sentences; empty when a round can be judged."""
         seen = config, {key: _stamp(path) for key, path in settings.digest_inputs(home, config).items()}
         if seen != self._seen:
-            self._lacking = _lacking(home, config)
+            self._lacking = lacking(home, config)
             self._seen = seen
         return self._lacking
-
-
-def _lacking(home: Path, config: Config) -> tuple[str, ...]:
-    try:
-        return missing_required(load(home, config), config)
-    except (ConfigError, OSError) as err:  # a line of it, or its permissions, are for its owner to mend
-        return (str(err),)
 
 
 def _stamp(path: Path) -> Stamp:

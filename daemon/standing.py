@@ -38,7 +38,9 @@ def look(context: Context, store: Store) -> Standing:
     ]
     queued = store.ledger.batches("queued")
     if queued and pid is None and config is not None:
-        problems += _probe_problems(context.home, config)
+        from daemon.probes import lacking  # brings what a status without a queue can do without
+
+        problems += [f"nothing that is queued can be published: {lack}" for lack in lacking(context.home, config)]
     progress = read_progress(context.home) if pid is not None else {}
     replicas = replica_views(store, config)
     problems += degraded_problems(replicas)
@@ -108,17 +110,6 @@ def _settings(context: Context) -> tuple[Config | None, str]:
         return context.config(), ""
     except ConfigError as err:
         return None, f"{err}; `alignd config check` after mending it"
-
-
-def _probe_problems(home: Path, config: Config) -> list[str]:
-    """What holds back every batch that is queued, where no service is there to say it."""
-    from daemon.config import ConfigError
-    from daemon.probes import load, missing_required
-
-    try:
-        return [f"no round can pass: {lack}" for lack in missing_required(load(home, config), config)]
-    except ConfigError as err:
-        return [f"no round can start: {err}"]
 
 
 def _first(rows: list[RoundRow]) -> RoundRow | None:

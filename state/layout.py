@@ -88,7 +88,8 @@ class Layout:
     @property
     def versions(self) -> Path:
         """`v<N>/VERSION.json` and `v<N>/overlay.safetensors`: parent, recipe, seeds, settings, gate results, SHA-256 of every
-        file and tensor of the full model; and the entries that differ from the parent.
+        file and BLAKE3 of every tensor of the full model (SHA-256 too, in a store begun before 2026-11-28); and the entries
+        that differ from the parent.
         """
         return self.root / "versions"
 

@@ -156,7 +156,7 @@ def test_no_process_at_all_is_a_wrong_argument(number: int) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         list(pool.run_each([1], print, number))
     with pytest.raises(argparse.ArgumentTypeError, match="at least 1"):
-        pool.num_workers(str(number))
+        pool.worker_count(str(number))
 
 
 def test_what_a_killed_process_had_started_ends_with_it(tmp_path: Path) -> None:

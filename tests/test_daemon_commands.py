@@ -1218,11 +1218,11 @@ def test_status_says_what_holds_a_queue_back_where_no_service_does(alignd: Align
     assert alignd.json("status")["problems"] == []
     store.claim_batch(drop(store, "zorp\n", "a.jsonl"), name="a.jsonl", **WHO)
     view = alignd.json("status", code=exitcodes.DEGRADED)
-    assert any("no round can pass: probes/over_safety.jsonl" in problem for problem in view["problems"])
+    assert any("queued can be published: probes/over_safety.jsonl" in problem for problem in view["problems"])
     (alignd.home / "probes" / "over_safety.jsonl").write_text("zim\n")
     view = alignd.json("status", code=exitcodes.DEGRADED)
     (problem,) = view["problems"]
-    assert "no round can start: " in problem and "line 1" in problem and "zim" not in problem
+    assert "over_safety.jsonl, line 1" in problem and "zim" not in problem
 
 
 @pytest.mark.parametrize(

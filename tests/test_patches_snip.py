@@ -235,6 +235,15 @@ def test_both_ways_to_sum_sizes_over_rows_give_the_same(dtype: torch.dtype) -> N
     assert snip._sum_of_sizes_in_one_pass(gradients).isnan().sum() == 1  # a collapse must not go unseen
 
 
+def test_the_way_of_a_gpu_to_sum_them_gives_the_same_scores(
+    model: PreTrainedModel, rows: list[Encoded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = scored(model, rows, {}, "base")
+    monkeypatch.setattr(snip, "_sum_of_sizes", snip._sum_of_sizes_in_one_pass)
+    for name, score in scored(model, rows, {}, "base").items():
+        torch.testing.assert_close(score, expected[name], rtol=1e-5, atol=1e-9)
+
+
 @pytest.mark.parametrize("kind", ["base", "delta", "magnitude"])
 def test_scores_go_where_they_are_wanted(model: PreTrainedModel, rows: list[Encoded], kind: ScoreName) -> None:
     patch = random_patch(model, 1)

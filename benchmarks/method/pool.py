@@ -22,7 +22,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALL
 JobT = TypeVar("JobT")
 
 
-def num_workers(word: str) -> int:
+def worker_count(word: str) -> int:
     """What `run_each` takes, from a command line; raises `argparse.ArgumentTypeError`."""
     if not word.isdecimal() or int(word) < 1:
         raise ArgumentTypeError(f"{word} is no number of processes: at least 1")
@@ -112,8 +112,10 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name)
-            os.environ.update({name: value} if value is not None else {})
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _how(exit_code: int | None) -> str:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.method import jobs, report
 from benchmarks.method.jobs import ROOT, SEEDS, Job, code_digest, plan
-from benchmarks.method.pool import num_workers, run_each
+from benchmarks.method.pool import run_each, worker_count
 
 if TYPE_CHECKING:
     from benchmarks.method.ground import Ground
@@ -191,7 +191,7 @@ def _options(argv: Iterable[str] | None) -> argparse.Namespace:
     parser.add_argument("--grounds", nargs="+", default=["demo"], help="demo, mid (default: demo)")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument(
-        "--workers", type=num_workers, default=os.cpu_count() or 1, help="processes (default: one a core)"
+        "--workers", type=worker_count, default=os.cpu_count() or 1, help="processes (default: one a core)"
     )
     parser.add_argument("--only", default="", help="only jobs whose kind and method contain this text")
     parser.add_argument("--ablations", action="store_true", help="these as well: about an hour and a half more")

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.method.pool import num_workers, run_each
+from benchmarks.method.pool import run_each, worker_count
 from benchmarks.world.sizes import SIZES
 
 COLUMNS: Final = ("harm", "harm elsewhere", "plain refused", "over-refusal", "right", "utility", "ability kept")
@@ -99,7 +99,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--ground", default="demo", choices=list(SIZES), help="(default: demo)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[3, 4], help="(default: 3 4)")
     parser.add_argument(
-        "--workers", type=num_workers, default=os.cpu_count() or 1, help="processes (default: one a core)"
+        "--workers", type=worker_count, default=os.cpu_count() or 1, help="processes (default: one a core)"
     )
     return parser.parse_args(argv)
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from benchmarks.speed import method
 from benchmarks.speed.rows import Row, seconds
 from benchmarks.world.world import World
+from daemon.config import Config
 from patches import snip
 from patches.chat import Encoded, pad_id
 from patches.model import decoder_linears
@@ -29,9 +30,9 @@ from state.store import Store
 from tests.product import ROOT, Home, made_home
 
 NUM_BATCH_ROWS = 300
-STEP_ROWS = 32
+STEP_ROWS = Config().derive.safety.batch_rows
 """Of the batch in an optimiser step, as the service has it."""
-SCORED_ROWS = 128
+SCORED_ROWS = Config().merge.score_rows
 TRIED_ON, JUDGED_ON = 160, 144
 """Prompts that a tried merge and a version are asked, about as many as the round has in its development and gate parts."""
 PRESETS = {"alignd": "whole round", "safepatching": "whole round, as published"}

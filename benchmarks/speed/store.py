@@ -85,7 +85,7 @@ def write_version(folder: Path, size: str = "1B", share: float = 0.05) -> list[R
             write_candidate(store, 0, scratch, edits=edits, patch=None)
 
         mine, copied = interleaved(ours, lambda: _copy(store.model_path(0), folder / "copy"))
-        hashed = seconds(lambda: [file_sha256(path) for path in edits.parent.files.values()])
+        hashed = seconds(lambda: [file_sha256(path) for path in ModelFolder.open(store.model_path(0)).files.values()])
     note = f"{size}, {share:.0%} touched; SHA-256 of the same bytes alone takes one thread {hashed:.1f} s here"
     return [
         Row(
