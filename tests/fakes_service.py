@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from daemon import config as settings
 from daemon.config import Config
 from daemon.service import Service
 from state.store import Store
+
+WAIT_S: Final = 120.0
+"""Until a test gives up waiting; several times what a busy machine needs, as waiting costs a test that passes nothing."""
 
 NOW = "2026-03-01T12:00:00+00:00"
 
@@ -175,7 +178,7 @@ class Running:
     def stop(self) -> int | None:
         """Ends it and gives its exit code."""
         self.service.stop()
-        self._thread.join(30)
+        self._thread.join(WAIT_S)
         assert not self._thread.is_alive(), "the service did not stop"
         return self.code
 
@@ -183,7 +186,7 @@ class Running:
         self.code = self.service.run()
 
 
-def wait_until(condition: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = WAIT_S) -> None:
     """Returns once the condition holds; fails the test when it does not in time."""
     end = time.monotonic() + timeout_s
     while not condition():

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.method import pool
 
 ROOT = Path(__file__).resolve().parents[1]
-WAIT_S = 30.0
+WAIT_S = 120.0
 SCRIPT = """
 import json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path

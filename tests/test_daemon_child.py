@@ -77,7 +77,7 @@ def test_a_worker_that_ignores_sigterm_is_killed() -> None:
     wait_until(lambda: bool(child.events()))
     started = time.monotonic()
     child.end(grace_s=0.2)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30
     assert child.ended() == Exit(-signal.SIGKILL)
 
 

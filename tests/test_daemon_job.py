@@ -60,7 +60,7 @@ def test_an_outcome_counts_even_if_the_exit_goes_wrong() -> None:
 def test_a_worker_that_will_not_leave_after_its_outcome_is_ended() -> None:
     started = time.monotonic()
     ending = _ending(_job({"event": "done", "outcome": "ready"}, then="time.sleep(60)"), limit_s=0.3)
-    assert ending == DoneEvent("ready") and time.monotonic() - started < 5
+    assert ending == DoneEvent("ready") and time.monotonic() - started < 40
 
 
 def test_the_losses_of_a_step_are_thinned_and_reach_back_to_its_first() -> None:
@@ -74,10 +74,12 @@ def test_time_left_comes_from_the_fraction_and_from_earlier_rounds() -> None:
     job = _job(_progress(0.25), then="time.sleep(60)")
     wait_until(lambda: job.poll(60, lambda event: None) is None and job.step == "derive")
     time.sleep(0.05)
+    before = job.elapsed_s()
     alone = estimate_s(job, {})
-    assert alone is not None and abs(alone - 3 * job.elapsed_s()) < 0.5
+    assert alone is not None and 3 * before <= alone <= 3 * job.elapsed_s()
+    before = job.elapsed_s()
     later = estimate_s(job, {"parse": 5.0, "derive": 9.0, "merge": 20.0, "gate": 1.0})
-    assert later is not None and abs(later - alone - 21.0) < 0.5
+    assert later is not None and 3 * before + 21 <= later <= 3 * job.elapsed_s() + 21
     job.end()
 
 

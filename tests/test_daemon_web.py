@@ -593,7 +593,7 @@ def test_the_page_keeps_the_supervisor_small(home: Path) -> None:
             status = Path(f"/proc/{process.pid}/status").read_text()
         finally:
             process.terminate()
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=120)
     assert int(re.search(r"VmHWM:\s+(\d+)", status)[1]) // 1024 <= 80  # type: ignore[index]
     assert out.splitlines()[-1] == b"[]"
 
