@@ -21,7 +21,7 @@ demo: setup
 
 # most tests wait more than they work: three files at a time on two cores, one thread each
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .

@@ -94,6 +94,17 @@ def test_both_sides_run_in_turns_and_the_first_of_each_does_not_count() -> None:
     assert calls == ["ours", "peer"] * 4
 
 
+def test_what_prepares_a_call_is_in_no_time() -> None:
+    calls: list[str] = []
+
+    def prepare() -> None:
+        calls.append("prepare")
+        time.sleep(0.5)
+
+    taken = interleaved(lambda: calls.append("ours"), lambda: calls.append("peer"), 1, prepare=prepare)
+    assert max(taken) < 0.5 and calls == ["prepare", "ours", "prepare", "peer"] * 2
+
+
 def test_processor_time_counts_work_and_that_of_children_but_no_waiting() -> None:
     assert processor_seconds(lambda: time.sleep(0.3)) < 0.2
     assert processor_seconds(lambda: sum(range(10_000_000))) > 0.05

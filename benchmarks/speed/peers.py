@@ -34,21 +34,24 @@ def mergekit(folder: Path, size: str = "1B") -> list[Row]:
     with made_store(folder, size) as store:
         edits = drawn_edits(store, 0.05)
 
-        def ours() -> None:
-            durable.remove_tree(scratch)
+        def prepare() -> None:
+            for left in (scratch, merged):
+                durable.remove_tree(left)
             scratch.mkdir()
+
+        def ours() -> None:
             write_candidate(store, 0, scratch, edits=edits, patch=None)
 
+        prepare()
         ours()
         (config,) = scratch.rglob("config.json")
         config.parent.rename(folder / "tuned")
         recipe.write_text(_RECIPE.format(base=store.model_path(0), tuned=folder / "tuned"))
 
         def theirs() -> None:
-            durable.remove_tree(merged)
             _run(str(recipe), str(merged), "--no-copy-tokenizer", "--quiet")
 
-        mine, other = interleaved(ours, theirs)
+        mine, other = interleaved(ours, theirs, prepare=prepare)
     started = seconds(lambda: _run("--help"))
     note = f"{size}, 5 % touched; without mergekit's start ({started:.1f} s)"
     return [Row("merge and write, beside mergekit", mine, "s", "dare_linear", other - started, 0.2, "at most", note)]

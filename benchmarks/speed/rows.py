@@ -64,10 +64,25 @@ def _used() -> float:
     )
 
 
-def interleaved(ours: Callable[[], object], peer: Callable[[], object], times: int = 3) -> tuple[float, float]:
-    """Median seconds of both, run in turns after one call each that does not count."""
-    ours(), peer()
-    pairs = [(seconds(ours), seconds(peer)) for _ in range(times)]
+def interleaved(
+    ours: Callable[[], object],
+    peer: Callable[[], object],
+    times: int = 3,
+    *,
+    prepare: Callable[[], object] = lambda: None,
+) -> tuple[float, float]:
+    """Median seconds of both, run in turns after one call each that does not count.
+
+    Args:
+        prepare: comes before each of the calls, and is in no time.
+    """
+
+    def prepared(work: Callable[[], object]) -> float:
+        prepare()
+        return seconds(work)
+
+    prepared(ours), prepared(peer)
+    pairs = [(prepared(ours), prepared(peer)) for _ in range(times)]
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from benchmarks.speed.models import SHAPES, make
 from benchmarks.speed.rows import Row, interleaved, peak_mib, processor_seconds, seconds
-from daemon.candidate import MergedEdits, write_candidate
+from daemon.candidate import MODEL_FOLDER, MergedEdits, write_candidate
 from state import durable, materialize, overlay
 from state.batches import file_sha256
 from state.store import Store
@@ -62,9 +62,14 @@ def drawn_edits(store: Store, share: float) -> MergedEdits:
     return MergedEdits(model, dict(RandomEntries(model, share)))
 
 
+def _remove(*folders: Path) -> None:
+    """What an earlier call wrote; a disk that is told of each freed block takes seconds for that."""
+    for folder in folders:
+        durable.remove_tree(folder)
+
+
 def _copy(source: Path, target: Path) -> None:
     """Every file read, written and flushed, as cp and sync would."""
-    durable.remove_tree(target)
     target.mkdir()
     for path in sorted(source.iterdir()):
         with path.open("rb") as given, (target / path.name).open("wb") as out:
@@ -84,7 +89,11 @@ def write_version(folder: Path, size: str = "1B", share: float = 0.05) -> list[R
         def ours() -> None:
             write_candidate(store, 0, scratch, edits=edits, patch=None)
 
-        mine, copied = interleaved(ours, lambda: _copy(store.model_path(0), folder / "copy"))
+        mine, copied = interleaved(
+            ours,
+            lambda: _copy(store.model_path(0), folder / "copy"),
+            prepare=partial(_remove, scratch / MODEL_FOLDER, folder / "copy"),
+        )
         hashed = seconds(lambda: [file_sha256(path) for path in ModelFolder.open(store.model_path(0)).files.values()])
     note = f"{size}, {share:.0%} touched; SHA-256 of the same bytes alone takes one thread {hashed:.1f} s here"
     return [
@@ -138,10 +147,13 @@ def rebuild(folder: Path, size: str = "1B") -> list[Row]:
         overlay.write(folder / "overlay", drawn_edits(store, 0.05), {})
 
         def ours() -> None:
-            durable.remove_tree(folder / "again")
             materialize.build_folder(model, overlay.read(folder / "overlay"), folder / "again")
 
-        mine, copied = interleaved(ours, lambda: _copy(store.model_path(0), folder / "copy"))
+        mine, copied = interleaved(
+            ours,
+            lambda: _copy(store.model_path(0), folder / "copy"),
+            prepare=partial(_remove, folder / "again", folder / "copy"),
+        )
         hashed = seconds(lambda: [file_sha256(path) for path in model.files.values()])
     return [
         Row(
