@@ -115,6 +115,8 @@ class Parser(argparse.ArgumentParser):
         self._refuse_options(word for word in takewhile(_is_option, words) if self._is_unknown(word))
         found, left = super().parse_known_args(words, namespace)
         self._refuse_options(filter(_is_option, takewhile(lambda word: word != "--", left)))
+        if left:  # here and not in the end, where nobody knows any more whose they are
+            self.error(f"unrecognized arguments: {' '.join(left)}")
         return found, left
 
     def _actions_of_group(self) -> list[str]:

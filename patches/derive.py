@@ -163,7 +163,7 @@ def _train(
     rule = StopRule(recipe.objective, recipe.stop_loss)
     losses: list[float] = []
     values: dict[str, float] = {}
-    reason = f"max_steps {recipe.max_steps}"
+    reason = f"all {recipe.max_steps} steps done"
     for step in range(recipe.max_steps):
         counts = [recipe.batch_rows] + [recipe.hold_rows] * (len(terms) - 1)
         picks = [sampler.next(count) for sampler, count in zip(samplers, counts, strict=True)]

@@ -49,7 +49,7 @@ STEPS: dict[str, Any] = {
     "teach": {"num_batch": 30, "losses_of_nothing": []},
     "safety": {
         "steps": 9,
-        "stop_reason": "max_steps 9",
+        "stop_reason": "all 9 steps done",
         "start_loss": 0.5,
         "end_loss": 6.0,
         "losses": [0.5, 6.0],

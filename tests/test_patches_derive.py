@@ -75,7 +75,7 @@ def test_the_reported_loss_is_the_plain_mean_cross_entropy_for_every_objective(
     assert [fraction for fraction, _ in seen] == [0.25, 0.5, 0.75, 1.0]
     assert (report.losses[-1] > report.losses[0]) == (objective in FORGETTING)
     assert (report.steps, report.end_loss) == (4, report.losses[-1])
-    assert report.stop_reason == "max_steps 4"
+    assert report.stop_reason == "all 4 steps done"
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -341,7 +341,7 @@ def test_the_sampler_shows_every_row_once_an_epoch_in_an_order_of_the_seed() -> 
 
 def test_a_report_thins_its_curve_and_holds_plain_values() -> None:
     losses = tuple(float(i) for i in range(1234))
-    values = DeriveReport(1234, "max_steps 1234", 0.0, 1233.0, losses, {"batch": 1.0}).to_dict()
+    values = DeriveReport(1234, "all 1234 steps done", 0.0, 1233.0, losses, {"batch": 1.0}).to_dict()
     assert len(values["losses"]) <= 100
     assert values["losses"][0] == 0.0
     assert values["terms"] == {"batch": 1.0}
