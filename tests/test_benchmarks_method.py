@@ -476,7 +476,7 @@ def test_a_round_of_the_proving_ground_takes_the_steps_of_the_service(ground: Gr
     steps = STEPS["batch"]
     assert tuple(played.steps) == steps[steps.index("teach") : steps.index("merge")]
     assert played.patch and 0 < played.touched <= config.derive.sparse_fraction
-    assert played.steps["search"]["winner"]["point"]["alpha"] == 1.0
+    assert played.steps["search"]["winner"]["point"]["alpha"] == config.merge.search.alphas[0]
 
 
 def test_a_result_from_before_plain_refusals_were_counted_is_read_with_a_gap() -> None:
