@@ -117,9 +117,9 @@ class SearchSection(Table, frozen=True):
     """p: chance that an entry of a patch is kept at all."""
     top_fractions: tuple[Fraction, ...] = (1.0,)
     """a and b; the first is the start of the search."""
-    alphas: tuple[float, ...] = (0.9, 1.0)
-    """Factors of the safety patch; the first is the start of the search. A tenth less than what was trained: it refuses fewer
-    harmless questions that no batch has, and leaves no more harm. Where harm is left, all of it may be taken."""
+    alphas: tuple[float, ...] = (0.95, 1.0)
+    """Factors of the safety patch; the first is the start of the search. A little less than what was trained refuses fewer
+    harmless questions that no batch has, and hardly leaves more harm. Where harm is left, all of it may be taken."""
     betas: tuple[float, ...] = (1.0, 0.9, 0.0)
     """Factors of the over-safety patch, likewise. The safety patch is made for the loosened model, so the search may only loosen
     less: what loosening more does to questions that no batch has, the development parts do not show."""
