@@ -7,11 +7,11 @@ from collections.abc import Callable
 from daemon.material import Material, references, trainable
 from daemon.probes import thin
 from daemon.workbench import Workbench
-from patches import choice
+from patches.choice import choose_entries
 from patches.mask import Masks
 
 
-def choose_entries(
+def entries_of_round(
     bench: Workbench, material: Material, progress: Callable[[float], None], *, taken: Masks | None = None
 ) -> Masks:
     """Which entries of the decoder both patches may change: those that bear most on the batch and on the lookalikes.
@@ -26,7 +26,7 @@ def choose_entries(
     settings = bench.config
     rows = trainable(bench, thin(material.batch, settings.merge.score_rows))
     answered = bench.encode(thin(references(material.lookalikes), settings.merge.score_rows))
-    return choice.choose_entries(
+    return choose_entries(
         bench.runner(),
         [part for part in (rows, answered) if part],
         fraction=settings.derive.sparse_fraction,
