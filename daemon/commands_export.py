@@ -29,6 +29,7 @@ def export(context: Context, args: argparse.Namespace) -> Answer:
     target = Path(args.folder).absolute()
     if target.exists() or target.is_symlink():
         raise CommandError(exitcodes.FAILED, f"{target} exists; nothing is overwritten", "name a new folder")
+    _refuse_inbox(context, target)
     with context.store() as store:
         row = store.resolve(args.ref)
         if not target.parent.is_dir():
@@ -44,6 +45,21 @@ def export(context: Context, args: argparse.Namespace) -> Answer:
     is_left = row.state in ("rejected", "rolled_back")
     notes = (f"{row.name} is {row.state}",) if is_left else ()
     return Answer(data | written.data, tuple(lines), notes=notes)
+
+
+def _refuse_inbox(context: Context, target: Path) -> None:
+    from daemon.config import ConfigError
+
+    try:
+        inbox = context.home / context.config().inbox.path
+    except ConfigError:
+        return  # nothing drops or trains while the settings are broken
+    if target.resolve().is_relative_to(inbox.resolve()):
+        raise CommandError(
+            exitcodes.FAILED,
+            f"{target} is in the inbox, where it would be taken for a batch",
+            "name a folder elsewhere",
+        )
 
 
 def _check_options(args: argparse.Namespace) -> None:

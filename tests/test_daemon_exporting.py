@@ -66,6 +66,13 @@ def test_a_folder_is_the_version_byte_for_byte_beside_its_papers(alignd: Alignd,
     assert (told["form"], told["num_bytes"]) == ("hf", sum(map(len, content(tmp_path / "out").values())))
 
 
+def test_nothing_is_exported_into_the_inbox_where_it_would_be_taken_for_a_batch(alignd: Alignd, two: Store) -> None:
+    for folder in (alignd.home / "inbox" / "out", alignd.home / "models" / ".." / "inbox" / "out"):
+        code, _, err = alignd("export", "v2", str(folder))
+        assert (code, "is in the inbox" in err) == (exitcodes.FAILED, True)
+    assert list((alignd.home / "inbox").iterdir()) == []
+
+
 def test_the_base_keeps_its_own_card_beside_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (usable_base(tmp_path / "base") / "README.md").write_text("# the base\n")
     assert cli.main(["init", "--no-trial", str(tmp_path / "home"), "--model", str(tmp_path / "base")]) == 0
