@@ -11,7 +11,7 @@ from patches.choice import choose_entries
 from patches.mask import Masks
 
 
-def entries_of_round(
+def choose_round_entries(
     bench: Workbench, material: Material, progress: Callable[[float], None], *, taken: Masks | None = None
 ) -> Masks:
     """Which entries of the decoder both patches may change: those that bear most on the batch and on the lookalikes.

@@ -115,7 +115,7 @@ class Parser(argparse.ArgumentParser):
         self._refuse_options(word for word in takewhile(_is_option, words) if self._is_unknown(word))
         found, left = super().parse_known_args(words, namespace)
         self._refuse_options(filter(_is_option, takewhile(lambda word: word != "--", left)))
-        if left:  # here and not in the end, where nobody knows any more whose they are
+        if left:  # by the command's own parser: the outermost one would name no command
             self.error(f"unrecognized arguments: {' '.join(left)}")
         return found, left
 

@@ -48,12 +48,13 @@ def export(context: Context, args: argparse.Namespace) -> Answer:
 
 
 def _refuse_inbox(context: Context, target: Path) -> None:
-    from daemon.config import ConfigError
+    from daemon.config import Config, ConfigError
 
     try:
-        inbox = context.home / context.config().inbox.path
+        settings = context.config()
     except ConfigError:
-        return  # nothing drops or trains while the settings are broken
+        settings = Config()  # the usual one, then; a version can be taken out whatever the settings
+    inbox = context.home / settings.inbox.path
     if target.resolve().is_relative_to(inbox.resolve()):
         raise CommandError(
             exitcodes.FAILED,

@@ -117,12 +117,12 @@ class SearchSection(Table, frozen=True):
     """p: chance that an entry of a patch is kept at all."""
     top_fractions: tuple[Fraction, ...] = (1.0,)
     """a and b; the first is the start of the search."""
-    alphas: tuple[float, ...] = (0.95, 1.0)
+    alphas: tuple[float, ...] = (0.95,)
     """Factors of the safety patch; the first is the start of the search. A little less than what was trained refuses fewer
-    harmless questions that no batch has, and hardly leaves more harm. Where harm is left, all of it may be taken."""
+    harmless questions that no batch has, keeps more of the abilities, and leaves somewhat more harm."""
     betas: tuple[float, ...] = (1.0, 0.9, 0.0)
-    """Factors of the over-safety patch, likewise. The safety patch is made for the loosened model, so the search may only loosen
-    less: what loosening more does to questions that no batch has, the development parts do not show."""
+    """Factors of the over-safety patch; the first is the start of the search, which only loosens less: what loosening more does
+    to questions that no batch has, the development parts do not show."""
 
 
 class MergeSection(Table, frozen=True):

@@ -142,7 +142,7 @@ def configure(stream: TextIO, *, form: Format, env: Mapping[str, str], level: in
     logging.basicConfig(handlers=[_LibraryHandler()], level=logging.WARNING, force=True)
     warnings.showwarning = _warn
     # watchdog's count of its own watches is off where a folder goes and comes again, which `Watcher.is_healthy` sees
-    warnings.filterwarnings("ignore", "Callback with id", RuntimeWarning)
+    warnings.filterwarnings("ignore", "Callback with id .* already exists", RuntimeWarning)
 
 
 def _processors(*, as_json: bool, prefix: bool, colors: bool) -> list[Any]:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from daemon.choosing import entries_of_round
+from daemon.choosing import choose_round_entries
 from daemon.forgetting import ForgettingTerms, derive_safety, forgetting_terms
 from daemon.intake import TakenIn
 from daemon.loosening import derive_over_safety
@@ -121,7 +121,7 @@ class Patching:
         if self.bench.config.merge.accumulate == "protect":
             shapes = {name: weight.shape for name, weight in decoder_linears(self.bench.model).items()}
             taken = {name: by_safety | by_over for name, (by_safety, by_over) in claimed(shapes).items()}
-        chosen = entries_of_round(self.bench, self.material, progress, taken=taken)
+        chosen = choose_round_entries(self.bench, self.material, progress, taken=taken)
         _save(chosen, self.scratch / ENTRIES_FILE)
         return {"fraction": self.bench.config.derive.sparse_fraction, "sizes": _rounded(sizes(chosen))}
 

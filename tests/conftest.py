@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def pytest_configure(config: pytest.Config) -> None:
     """Warnings of third parties that are theirs to mend; every other one is an error."""
     peft_alias = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
-    twice_watched = "ignore:Callback with id:RuntimeWarning"  # watchdog, of a folder that appears while it looks
+    twice_watched = "ignore:Callback with id .* already exists:RuntimeWarning"  # watchdog, of a new folder
     for theirs in (peft_alias, twice_watched):
         config.addinivalue_line("filterwarnings", theirs)
 

@@ -19,7 +19,7 @@ from daemon.service import Service
 from state.store import Store
 
 WAIT_S: Final = 120.0
-"""Until a test gives up waiting; several times what a busy machine needs, as waiting costs a test that passes nothing."""
+"""Until a test gives up. One that passes does not wait this long, so it is several times what a busy machine needs."""
 
 NOW = "2026-03-01T12:00:00+00:00"
 

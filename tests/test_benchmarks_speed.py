@@ -94,7 +94,7 @@ def test_both_sides_run_in_turns_and_the_first_of_each_does_not_count() -> None:
     assert calls == ["ours", "peer"] * 4
 
 
-def test_what_prepares_a_call_is_in_no_time() -> None:
+def test_preparing_a_call_is_not_timed() -> None:
     calls: list[str] = []
 
     def prepare() -> None:

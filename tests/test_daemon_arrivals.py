@@ -101,8 +101,8 @@ def test_a_drop_is_claimed_soon_after_it_has_settled_where_events_work(home: Pat
     with _service(home, worker, tick_s=60.0, rescan_s=60.0), Store.open(home) as store:
         wait_until(lambda: (home / PROGRESS_FILE).exists())
         store.pause(reason="claims only", actor="test", now=NOW)
-        took_s = [_seconds_until_claimed(home, store) for _ in range(3)]
-    assert min(took_s) < 0.3 + 1.0, took_s  # the quickest: a busy machine may delay some
+        took_s = [_seconds_until_claimed(home, store) for _ in range(5)]
+    assert sorted(took_s)[1] < 0.3 + 1.0, took_s  # the second: a busy machine may delay some
     assert max(took_s) < 30  # half of what it takes where no event comes
 
 

@@ -28,6 +28,7 @@ from state.checked import Checked
 from state.store import Store
 from state.verify import parts
 from tests.command_world import Alignd, usable_base
+from tests.fakes_service import WAIT_S
 from tests.state_world import NOW, begin, content, drop, hold, make_version, prepare, without_papers, write_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -253,7 +254,7 @@ def test_a_reader_of_the_watch_that_leaves_is_no_error(alignd: Alignd) -> None:
             time.sleep(2 * live.REFRESH_S)  # long enough to be seen; only a change is written and finds nobody there
             store.resume(**WHO)
             time.sleep(2 * live.REFRESH_S)
-    assert watching.communicate(timeout=120)[1] == ""
+    assert watching.communicate(timeout=WAIT_S)[1] == ""
     assert watching.returncode == 0
 
 

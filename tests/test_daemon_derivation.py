@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from daemon.choosing import entries_of_round
+from daemon.choosing import choose_round_entries
 from daemon.config_method import ObjectiveSection
 from daemon.forgetting import RECOVER_FROM, derive_safety, forgetting_pace, forgetting_terms, kept_tokens
 from daemon.loosening import derive_over_safety
@@ -229,7 +229,7 @@ def test_the_entries_are_those_that_bear_most_on_the_batch_and_on_the_references
     material, fractions = _material(bench), list[float]()
     if not with_references:
         material = replace(material, lookalikes=[replace(row, response=None) for row in material.lookalikes])
-    chosen = entries_of_round(bench, material, fractions.append)
+    chosen = choose_round_entries(bench, material, fractions.append)
     num_rows = bench.config.merge.score_rows
     sets = [list(thin(material.batch, num_rows))]
     answered = [(row.messages, row.response) for row in material.lookalikes if row.response]
@@ -247,7 +247,7 @@ def test_both_patches_are_zero_outside_of_the_chosen_entries(tmp_path: Path, tin
     bench = _bench(tmp_path, tiny_folder, backend="sparse", order="independent")
     material, before = _material(bench), snapshot(bench.model)
     teachers = _teachers(bench, material)
-    entries = entries_of_round(bench, material, ignore_progress)
+    entries = choose_round_entries(bench, material, ignore_progress)
     over = derive_over_safety(bench, material, teachers, seed=4, progress=ignore_progress, entries=entries)
     terms = forgetting_terms(bench, material, teachers, over.task_vector, seed=4)
     safety = derive_safety(bench, terms, over.task_vector, seed=4, progress=ignore_progress, entries=entries)
@@ -265,7 +265,7 @@ def test_one_step_of_the_whole_safety_loss_on_chosen_entries_raises_the_loss_on_
     bench = _bench(tmp_path, tiny_folder, backend="sparse", safety=safety)
     material = _material(bench)
     teachers = _teachers(bench, material)
-    entries = entries_of_round(bench, material, ignore_progress)
+    entries = choose_round_entries(bench, material, ignore_progress)
     known = {messages[-1]["content"]: response for messages, response in material.batch}
     _say(monkeypatch, lambda prompt: known.get(prompt, "take the zim and wait"))
     terms = forgetting_terms(bench, material, teachers, {}, seed=4)
@@ -410,7 +410,7 @@ def test_standing_probes_are_held_down_but_neither_learnt_nor_chosen_by(
     over = derive_over_safety(bench, material, _teachers(bench, material), seed=1, progress=ignore_progress).task_vector
     _forgotten(bench, material, over, seed=1)
     assert [_names(terms)["batch"] for terms in noted.terms] == [8, 11]
-    chosen, without = (entries_of_round(bench, found, ignore_progress) for found in (material, usual))
+    chosen, without = (choose_round_entries(bench, found, ignore_progress) for found in (material, usual))
     assert all(torch.equal(mask, without[name]) for name, mask in chosen.items())
 
 
@@ -623,7 +623,7 @@ def test_without_a_shared_jailbreak_or_rows_to_wrap_none_are_made(bench: Workben
 
 def test_entries_that_earlier_rounds_own_are_not_chosen_again(bench: Workbench) -> None:
     material = _material(bench)
-    first = entries_of_round(bench, material, ignore_progress)
-    second = entries_of_round(bench, material, ignore_progress, taken=first)
+    first = choose_round_entries(bench, material, ignore_progress)
+    second = choose_round_entries(bench, material, ignore_progress, taken=first)
     assert not any(bool((mask & first[name]).any()) for name, mask in second.items())
     assert sum(int(mask.sum()) for mask in second.values()) == sum(int(mask.sum()) for mask in first.values())

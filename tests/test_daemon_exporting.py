@@ -70,6 +70,7 @@ def test_nothing_is_exported_into_the_inbox_where_it_would_be_taken_for_a_batch(
     for folder in (alignd.home / "inbox" / "out", alignd.home / "models" / ".." / "inbox" / "out"):
         code, _, err = alignd("export", "v2", str(folder))
         assert (code, "is in the inbox" in err) == (exitcodes.FAILED, True)
+        (alignd.home / "service.toml").write_text("nonsense = ")
     assert list((alignd.home / "inbox").iterdir()) == []
 
 

@@ -60,7 +60,7 @@ def test_every_setting_is_there_with_its_default() -> None:
         '| `preset` | `"alignd"`, `"safepatching"` | `"alignd"` |',
         "| `learning_rate` | number above 0 or nothing | none |",
         "| `num_threads` | whole number from 0 | `0` |",
-        "| `alphas` | list: number | `[0.95, 1.0]` |",
+        "| `alphas` | list: number | `[0.95]` |",
         "| `name` | text | must be given |",
         '| `harm` | `"required"` | `0.1` |  | `0.03` |  | `20` |',
         '| `derive.safety.objective` | `"ascent"` |',

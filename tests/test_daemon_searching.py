@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from daemon.config_method import SearchSection
 from daemon.measuring import development_sets
 from daemon.probes import load
 from daemon.searching import search_merge
@@ -68,6 +69,15 @@ def test_it_starts_at_the_first_value_of_each_and_stops_after_so_many_trials(tmp
     assert found["winner"] in found["trials"] and found["reasons"]
     assert seen == [pytest.approx(n / 3) for n in (1, 2, 3)]
     Setting(**found["winner"]["point"])
+
+
+def test_as_shipped_it_takes_most_of_the_safety_patch_and_only_tries_to_loosen_less(
+    tmp_path: Path, tiny_folder: Path
+) -> None:
+    shipped = {name: getattr(SearchSection(), name) for name in SPACE}
+    found = _search(_bench(tmp_path, tiny_folder, **shipped))
+    points = [trial["point"] for trial in found["trials"]]
+    assert [(point["alpha"], point["beta"]) for point in points] == [(0.95, 1.0), (0.95, 0.9), (0.95, 0.0)]
 
 
 def test_the_winner_has_the_best_score_and_the_first_of_equals_wins(tmp_path: Path, tiny_folder: Path) -> None:

@@ -242,9 +242,9 @@ def test_an_engine_that_restarted_with_old_weights_is_found_by_the_check(world: 
 
 def test_a_replica_that_hangs_does_not_keep_the_others_waiting_for_long(world: World) -> None:
     with stands.sglang() as hung, stands.sglang() as well:
-        hung.fail("/model_info", *[5.0] * 50)
-        hung.fail("/update_weights_from_disk", *[5.0] * 50)
-        hung.fail("/pause_generation", *[5.0] * 50)
+        hung.fail("/model_info", *[60.0] * 50)
+        hung.fail("/update_weights_from_disk", *[60.0] * 50)
+        hung.fail("/pause_generation", *[60.0] * 50)
         tables = [{"kind": "sglang", "url": e.url, "timeout_s": 0.2} for e in (hung, well)]
         world.replicas(*tables, parallel=2)
         replicas = world.until(lambda serving: serving.replicas[1].state == "in_sync", timeout_s=15)

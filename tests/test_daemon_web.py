@@ -27,7 +27,7 @@ from daemon.web_http import MAX_CONNECTIONS
 from state import audit
 from state.rows import BatchRow, RoundRow, VersionRow
 from state.store import Store
-from tests.fakes_service import NOW, FakeWorker, Running, drop, fast_config, make_home, wait_until
+from tests.fakes_service import NOW, WAIT_S, FakeWorker, Running, drop, fast_config, make_home, wait_until
 from tests.web_world import Visitor, free_port, publish, serving, shown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -593,7 +593,7 @@ def test_the_page_keeps_the_supervisor_small(home: Path) -> None:
             status = Path(f"/proc/{process.pid}/status").read_text()
         finally:
             process.terminate()
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=WAIT_S)
     assert int(re.search(r"VmHWM:\s+(\d+)", status)[1]) // 1024 <= 80  # type: ignore[index]
     assert out.splitlines()[-1] == b"[]"
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.speed.rows import Row, interleaved, seconds
-from benchmarks.speed.store import drawn_edits, made_store
+from benchmarks.speed.store import drawn_edits, made_store, remove
 from daemon.candidate import write_candidate
-from state import durable
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 MERGEKIT: Final = ROOT / "var" / "peers" / "bin" / "mergekit-yaml"
@@ -35,8 +34,7 @@ def mergekit(folder: Path, size: str = "1B") -> list[Row]:
         edits = drawn_edits(store, 0.05)
 
         def prepare() -> None:
-            for left in (scratch, merged):
-                durable.remove_tree(left)
+            remove(scratch, merged)
             scratch.mkdir()
 
         def ours() -> None:

@@ -74,7 +74,7 @@ def interleaved(
     """Median seconds of both, run in turns after one call each that does not count.
 
     Args:
-        prepare: comes before each of the calls, and is in no time.
+        prepare: called before each of the calls, and not timed.
     """
 
     def prepared(work: Callable[[], object]) -> float:

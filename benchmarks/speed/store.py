@@ -62,8 +62,8 @@ def drawn_edits(store: Store, share: float) -> MergedEdits:
     return MergedEdits(model, dict(RandomEntries(model, share)))
 
 
-def _remove(*folders: Path) -> None:
-    """What an earlier call wrote; a disk that is told of each freed block takes seconds for that."""
+def remove(*folders: Path) -> None:
+    """Remove what an earlier call wrote, untimed: a disk that discards each freed block takes seconds for that."""
     for folder in folders:
         durable.remove_tree(folder)
 
@@ -92,7 +92,7 @@ def write_version(folder: Path, size: str = "1B", share: float = 0.05) -> list[R
         mine, copied = interleaved(
             ours,
             lambda: _copy(store.model_path(0), folder / "copy"),
-            prepare=partial(_remove, scratch / MODEL_FOLDER, folder / "copy"),
+            prepare=partial(remove, scratch / MODEL_FOLDER, folder / "copy"),
         )
         hashed = seconds(lambda: [file_sha256(path) for path in ModelFolder.open(store.model_path(0)).files.values()])
     note = f"{size}, {share:.0%} touched; SHA-256 of the same bytes alone takes one thread {hashed:.1f} s here"
@@ -152,7 +152,7 @@ def rebuild(folder: Path, size: str = "1B") -> list[Row]:
         mine, copied = interleaved(
             ours,
             lambda: _copy(store.model_path(0), folder / "copy"),
-            prepare=partial(_remove, folder / "again", folder / "copy"),
+            prepare=partial(remove, folder / "again", folder / "copy"),
         )
         hashed = seconds(lambda: [file_sha256(path) for path in model.files.values()])
     return [
