@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Warnings of third parties that are theirs to mend; every other one is an error."""
+    """What third parties warn of is theirs to mend, any other warning is an error; SIGINT reaches what a test starts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell starts what runs in its background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # else no process of a test heeds it either
     peft_alias = "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
     twice_watched = "ignore:Callback with id .* already exists:RuntimeWarning"  # watchdog, of a new folder
     for theirs in (peft_alias, twice_watched):
