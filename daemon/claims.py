@@ -95,15 +95,17 @@ class Claims:
 
     def _claim(self) -> None:
         self._recover()
-        until = time.monotonic() + _SLICE_S
-        for drop in self.inbox.scan(self._shop.steady()):
-            if drop.is_complete:
-                if time.monotonic() > until:
-                    return self.look()
-                self._check_space(drop.snapshot.num_bytes)
-                self.inbox.claim(drop, self._shop.stamp())
-                settled_at = drop.since + timedelta(seconds=self._shop.config.inbox.settle_s)
-                self._shop.tally.claim(max((self._shop.steady() - settled_at).total_seconds(), 0.0))
+        complete = [drop for drop in self.inbox.scan(self._shop.steady()) if drop.is_complete]
+        until = (
+            time.monotonic() + _SLICE_S
+        )  # from here on: the scan of a full inbox may take longer than that by itself
+        for drop in complete:
+            self._check_space(drop.snapshot.num_bytes)
+            self.inbox.claim(drop, self._shop.stamp())
+            settled_at = drop.since + timedelta(seconds=self._shop.config.inbox.settle_s)
+            self._shop.tally.claim(max((self._shop.steady() - settled_at).total_seconds(), 0.0))
+            if time.monotonic() > until:
+                return self.look()
         return None
 
     def _check_space(self, num_bytes: int) -> None:

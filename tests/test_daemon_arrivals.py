@@ -116,6 +116,17 @@ def test_a_drop_is_claimed_within_the_rescan_where_no_event_comes(
         assert _seconds_until_claimed(home, store) < 1.5 + 0.3 + 28.0  # half of the tick
 
 
+def test_where_every_look_takes_longer_than_a_turn_of_claiming_drops_are_claimed_all_the_same(
+    home: Path, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.claims._SLICE_S", -1.0)  # over before it begins
+    names = [f"{number}.jsonl" for number in range(4)]
+    with _service(home, worker, rescan_s=60.0), Store.open(home) as store:
+        for name in names:
+            drop(home, name, f"{name}\n")
+        wait_until(lambda: _names(store, "published") == names)
+
+
 @contextmanager
 def _process(home: Path, worker: FakeWorker, settings: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
     """A service in a process of its own, that can be stopped and killed."""
