@@ -96,9 +96,8 @@ class Claims:
     def _claim(self) -> None:
         self._recover()
         complete = [drop for drop in self.inbox.scan(self._shop.steady()) if drop.is_complete]
-        until = (
-            time.monotonic() + _SLICE_S
-        )  # from here on: the scan of a full inbox may take longer than that by itself
+        # only now: the scan of a full inbox may take longer than that by itself
+        until = time.monotonic() + _SLICE_S
         for drop in complete:
             self._check_space(drop.snapshot.num_bytes)
             self.inbox.claim(drop, self._shop.stamp())

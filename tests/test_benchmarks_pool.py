@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks.method import pool
+from tests.fakes_service import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[1]
-WAIT_S = 120.0
 SCRIPT = """
 import json, os, signal, subprocess, sys, tempfile, time
 from pathlib import Path
