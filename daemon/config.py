@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +21,7 @@ from daemon.config_checks import faults
 from daemon.config_judge import JudgeSection
 from daemon.config_method import PRESETS, DeriveSection, MergeSection
 from daemon.config_serving import HandoverSection, MetricsSection, ServingSection
-from daemon.config_told import wrong
+from daemon.config_told import at_once, converted
 from state.text import shown
 
 SERVICE_FILE = "service.toml"
@@ -206,7 +207,7 @@ def load(path: Path) -> Config:
     try:
         config = parse(values)
         if found := faults(config, path.parent):
-            raise ConfigError("; ".join(found))
+            raise ConfigError(at_once(found))
     except ConfigError as err:
         raise ConfigError(f"{path}: {err}") from err
     return config
@@ -218,15 +219,15 @@ def parse(values: dict[str, Any]) -> Config:
     Each value is checked by itself; what makes sense together is for `load`, so that a round that began under an older
     alignd can still be read.
     """
-    _refuse_unknown_keys(values, Config, "")
+    unknown = list(_unknown_keys(values, Config, ""))
     preset = values.get("preset", "alignd")
     defaults: dict[str, Any] = msgspec.to_builtins(Config())
     under = _overlay(defaults, PRESETS.get(preset, {}) if isinstance(preset, str) else {})
     merged = _overlay(under, values)
-    try:
-        return msgspec.convert(merged, Config)
-    except msgspec.ValidationError as err:
-        raise ConfigError(wrong(str(err), merged, Config)) from err
+    config, found = converted(merged, Config)
+    if config is None:
+        raise ConfigError(at_once([*unknown, *found]))
+    return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -259,16 +260,17 @@ def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _refuse_unknown_keys(values: dict[str, Any], section: type[msgspec.Struct], at: str) -> None:
+def _unknown_keys(values: dict[str, Any], section: type[msgspec.Struct], at: str) -> Iterator[str]:
     fields = {field.encode_name: field for field in msgspec.structs.fields(section)}
     for key, value in values.items():
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
             hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(fields))}"
-            raise ConfigError(f"unknown key `{at}{key}`; {hint}")
+            yield f"unknown key `{at}{key}`; {hint}"
+            continue
         kind = fields[key].type
         if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            _refuse_unknown_keys(value, kind, f"{at}{key}.")
+            yield from _unknown_keys(value, kind, f"{at}{key}.")
         for item in value if kind == tuple[ServingSection, ...] and isinstance(value, list) else ():
             if isinstance(item, dict):
-                _refuse_unknown_keys(item, ServingSection, f"{at}{key}.")
+                yield from _unknown_keys(item, ServingSection, f"{at}{key}.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any, Final, Literal, get_args, get_origin
+from copy import deepcopy
+from itertools import takewhile
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec.inspect import (
@@ -21,9 +23,11 @@ from msgspec.inspect import (
     type_info,
 )
 
+Settings = TypeVar("Settings", bound=msgspec.Struct)
 MAX_SHOWN: Final = 60
 _PLACE: Final = re.compile(r" - at `\$\.?(.*)`$")
 _MISSING: Final = re.compile(r"missing required field `(\w+)`")
+_UNKNOWN: Final = re.compile(r"unknown field `(.*?)`(?: - at |$)", re.DOTALL)
 
 
 def allowed(kind: Any) -> str:
@@ -41,17 +45,39 @@ def nested(kind: Any) -> type[msgspec.Struct] | None:
     return None
 
 
-def wrong(problem: str, values: Any, root: type[msgspec.Struct]) -> str:
-    """What msgspec says of a value, put as the key, the value that stands there, and what is allowed.
+def converted(values: dict[str, Any], root: type[Settings]) -> tuple[Settings | None, list[str]]:
+    """The settings that plain values are, or None; and one sentence for each value that may not be, of a list for the first.
 
-    Args:
-        problem: the text of a ``ValidationError`` of ``values`` as a ``root``.
+    Unknown keys are passed over; with one there are no settings, though nothing else need be wrong.
     """
-    found = _PLACE.search(problem)
-    if found is None:
-        return problem
-    place = found[1]
-    steps = [int(step) if step.isdigit() else step for step in re.findall(r"\w+", place)]
+    values, found, is_known = deepcopy(values), list[str](), True
+    while True:
+        try:
+            settings = msgspec.convert(values, root)
+        except msgspec.ValidationError as err:
+            problem = str(err)
+        else:
+            return settings if is_known and not found else None, found
+        steps = _steps(problem)
+        if unknown := _UNKNOWN.search(problem):
+            is_known = False
+            steps.append(unknown[1])
+        else:
+            found.append(_wrong(problem, values, root))
+        _take_out(values, steps)
+
+
+def at_once(found: Sequence[str]) -> str:
+    """One fault as it is, more than one counted and numbered; there is at least one."""
+    if len(found) == 1:
+        return found[0]
+    return f"{len(found)} faults: " + "; ".join(f"({number}) {fault}" for number, fault in enumerate(found, 1))
+
+
+def _wrong(problem: str, values: Any, root: type[msgspec.Struct]) -> str:
+    """What msgspec says of a value, put as the key, the value that stands there, and what is allowed."""
+    steps = _steps(problem)
+    place = _PLACE.findall(problem)[0]
     if missing := _MISSING.search(problem):
         return f"`{place}` has no `{missing[1]}`, which must be given"
     for step in steps:
@@ -59,6 +85,20 @@ def wrong(problem: str, values: Any, root: type[msgspec.Struct]) -> str:
     kind = _kind_at(root, steps)
     what = _headed(kind, place) if nested(kind) else allowed(kind)
     return f"`{place}` is {_shown(values)}; allowed: {what}"
+
+
+def _steps(problem: str) -> list[str | int]:
+    """From the root to what a ValidationError is about; none where that is the root."""
+    places = _PLACE.findall(problem)
+    return [int(step) if step.isdigit() else step for place in places for step in re.findall(r"\w+", place)]
+
+
+def _take_out(values: Any, steps: Sequence[str | int]) -> None:
+    """Delete what a fault is about, so that the next one shows: of a list all of it, since its places are told by number."""
+    *above, last = takewhile(lambda step: isinstance(step, str), steps)
+    for step in above:
+        values = values[step]
+    del values[last]
 
 
 def _headed(kind: Any, place: str) -> str:

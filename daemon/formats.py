@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemon.batch_files import Budget, Limits, Member, is_skipped, open_members, unpacked
-from daemon.lines import Table
+from daemon.lines import Records, Table
 from daemon.rows import BatchError, Message, Origin, Row
 from daemon.signatures import Signature, identify, shown_columns
 from daemon.tables import read_table
@@ -24,6 +24,9 @@ __all__ = [
     "is_skipped",
     "read_batch",
 ]
+
+MOST_TOLD = 20
+"""Rows that are named where many cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +95,18 @@ def _read_file(member: Member, limits: Limits, budget: Budget, rows: list[Row]) 
     table = read_table(member, content, limits, budget)
     signature = _signature(table, member.name)
     before, dropped = len(rows), Counter[str]()
-    num_records = 0
-    for num_records, (row, record) in enumerate(table.records(signature.columns), 1):
-        if num_records > budget.rows_left:
-            break
-        for outcome in signature.read(record, Origin(member.name, row)):
-            if isinstance(outcome, str):
-                dropped[outcome] += 1
-            else:
-                rows.append(_checked(outcome, limits))
+    num_records, records = 0, table.records(signature.columns)
+    try:
+        for num_records, (row, record) in enumerate(records, 1):
+            if num_records > budget.rows_left:
+                break
+            for outcome in signature.read(record, Origin(member.name, row)):
+                if isinstance(outcome, str):
+                    dropped[outcome] += 1
+                else:
+                    rows.append(_checked(outcome, limits))
+    except BatchError as err:
+        raise _with_others(err, _unusable(records, signature, member.name, limits)) from None
     budget.spend(member.name, num_rows=num_records)
     if not num_records:
         raise _no_rows(member.name)
@@ -115,6 +121,34 @@ def _read_file(member: Member, limits: Limits, budget: Budget, rows: list[Row]) 
         ignored_columns=_ignored(table, signature),
         warnings=(signature.warning,) if signature.warning else (),
     )
+
+
+def _unusable(records: Records, signature: Signature, name: str, limits: Limits) -> list[int]:
+    """Which of the records that follow cannot be used either, so that all can be mended at once; one more than are told.
+
+    What ends the reading ends the list: the first fault is told in any case.
+    """
+    found: list[int] = []
+    with suppress(BatchError):
+        for row, record in records:
+            try:
+                for outcome in signature.read(record, Origin(name, row)):
+                    if isinstance(outcome, Row):
+                        _checked(outcome, limits)
+            except BatchError:
+                found.append(row)
+            if len(found) > MOST_TOLD:
+                break
+    return found
+
+
+def _with_others(first: BatchError, others: Sequence[int]) -> BatchError:
+    """The first fault, and which rows after it have one too."""
+    if not others:
+        return first
+    told = ", ".join(map(str, others[:MOST_TOLD])) + (" and more" if len(others) > MOST_TOLD else "")
+    what = f"{first.what} (cannot be used either: {'rows' if len(others) > 1 else 'row'} {told})"
+    return BatchError(first.file, first.row, what, hint=first.hint)
 
 
 def _signature(table: Table, name: str) -> Signature:

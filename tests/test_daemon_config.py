@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
@@ -55,6 +56,33 @@ def test_what_cannot_be_used_is_refused_by_name(values: dict[str, object], said:
     with pytest.raises(ConfigError) as caught:
         parse(values)
     assert said in str(caught.value)
+
+
+def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
+    text = """
+        seed = -1
+        sed = 2
+        model = 3
+        [inbox]
+        min_rows = 0
+        x = 2
+        [gates.harm]
+        max = "x"
+        [merge.search]
+        alphas = [1, "x", 2, "y"]
+        [[serving]]
+        name = 1
+        y = 1
+        [[serving]]
+        name = 2
+    """
+    said = refused(tmp_path / "service.toml", text)
+    told = re.findall(r"\((\d)\) (?:unknown key )?`([\w.\[\]]+)`", said)
+    assert ": 9 faults: (1) unknown key `sed`; did you mean `seed`?; (2) unknown key `inbox.x`; " in said
+    assert [int(number) for number, _ in told] == list(range(1, 10))
+    values = {"seed", "model", "inbox.min_rows", "gates.harm.max", "merge.search.alphas[1]", "serving[0].name"}
+    assert {key for _, key in told} == values | {"sed", "inbox.x", "serving.y"}
+    assert "`inbox.min_rows` is 0; allowed: whole number from 1" in said
 
 
 @pytest.mark.parametrize(

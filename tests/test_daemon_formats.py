@@ -10,12 +10,13 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon.formats import BatchError, Limits, Message, Row, read_batch
+from daemon.formats import MOST_TOLD, BatchError, Limits, Message, Row, read_batch
 
 PAIRS = [("zorb one ?", "vek lum"), ('zorb, "two"\nand on ?', "flim\tgrot"), ("zörb ≠ 三 ?", "plax ünd vek")]
 RECORDS = [{"prompt": prompt, "response": response} for prompt, response in PAIRS]
@@ -211,6 +212,40 @@ def test_a_bad_file_is_refused_with_its_name_and_row_and_without_its_text(tmp_pa
     assert any(part in refused.value.what for part in what.split("|"))
     assert not re.search(r"\b(zorb|vek|lum)\b", str(refused.value))
     assert refused.value.__cause__ is None
+
+
+BAD_ROW = {"prompt": "zorb", "response": None}
+GOOD_ROW = {"prompt": "zorb", "response": "vek"}
+LATER: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "one": ([BAD_ROW, GOOD_ROW, BAD_ROW], " (cannot be used either: row 3)"),
+    "some": (
+        [BAD_ROW, BAD_ROW, GOOD_ROW, {"prompt": "a\0b", "response": "vek"}],
+        " (cannot be used either: rows 2, 4)",
+    ),
+    "as many as are told": ([BAD_ROW] * (MOST_TOLD + 1), f", {MOST_TOLD + 1})"),
+    "more than are told": ([BAD_ROW] * (MOST_TOLD + 2), f", {MOST_TOLD + 1} and more)"),
+    "none": ([BAD_ROW, GOOD_ROW], "`response` is missing or null"),
+}
+
+
+@pytest.mark.parametrize("case", LATER)
+@pytest.mark.parametrize("write", [as_json_lines, as_parquet])
+def test_of_all_rows_that_cannot_be_used_the_places_are_told_at_once(
+    tmp_path: Path, case: str, write: Callable[[list[dict[str, Any]]], bytes]
+) -> None:
+    rows, what = LATER[case]
+    (tmp_path / "bad").write_bytes(write(rows))
+    with pytest.raises(BatchError) as refused:
+        read_batch(tmp_path / "bad")
+    assert refused.value.row == 1 and refused.value.what.endswith(what)
+
+
+def test_what_cannot_be_read_after_a_bad_row_does_not_hide_it(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(as_json_lines([BAD_ROW, BAD_ROW, GOOD_ROW])[:-9])
+    with pytest.raises(
+        BatchError, match=r"row 1: `response` is missing or null \(cannot be used either: row 2\); give"
+    ):
+        read_batch(tmp_path / "bad.jsonl")
 
 
 def test_one_bad_file_refuses_the_whole_folder_and_is_named(tmp_path: Path) -> None:
