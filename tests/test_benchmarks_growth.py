@@ -70,7 +70,6 @@ def test_memory_is_what_the_step_takes_and_not_what_was_made_before(
     assert 35 <= json.loads(capsys.readouterr().out)["mib"] < 150
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "names", "sizes"),
     [
@@ -89,10 +88,21 @@ def test_memory_is_what_the_step_takes_and_not_what_was_made_before(
         ("verify --deep", ("2",), [2]),
     ],
 )
-def test_every_step_is_measured(tmp_path: Path, step: str, names: tuple[str, ...], sizes: list[int]) -> None:
-    found = growth.measured(step, tmp_path, names)
-    assert [point.size for point in found.points] == sizes
-    assert all(point.seconds > 0 and (point.mib is None or point.mib >= 0) for point in found.points)
+def test_every_step_is_measured(
+    tmp_path: Path, step: str, names: tuple[str, ...], sizes: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).mkdir()
+        growth.child(step, name, str(tmp_path / name))
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [point["size"] for point in found] == sizes
+    assert all(point["seconds"] > 0 and (point["mib"] is None or point["mib"] >= 0) for point in found)
+
+
+def test_each_point_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    found = growth.measured("read a batch", tmp_path, ("10", "20000"))
+    assert [point.size for point in found.points] == [10, 20_000]
+    assert all(point.seconds > 0 for point in found.points)
 
 
 def test_the_steps_of_the_list_are_those_that_are_tested() -> None:

@@ -26,13 +26,13 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def poisoned(world: World, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home into which every kind of poison was dropped, and at the end an honest batch of the same size."""
+    """A home into which every kind of poison was dropped, and at the end an honest batch."""
     home = made_home(tmp_path_factory.mktemp("poison") / "home", world)
     (home.path / "retain.jsonl").unlink()  # the poison is made of what it holds
     for name, rows in _poisons(world).items():
         _drop(home, name, rows)
         home.alignd("run", "--once", code=None)
-    home.drop(world, 0, "honest.jsonl", 200)
+    home.drop(world, 0, "honest.jsonl", 100)
     home.alignd("run", "--once")
     return home
 
