@@ -96,11 +96,24 @@ def revert(context: Context, args: argparse.Namespace) -> Answer:
     with context.store() as store:
         row = store.request_revert(args.ref, actor=context.actor, reason=args.reason, now=utc_now())
         running = service_pid(store) is not None
+        notes = [] if running else ["no service is running; `alignd run` does the round"]
+        notes += _resting_on(store, store.resolve(args.ref))
     name = version_name(row.target)
-    return Answer(
-        round_view(row),
-        (f"{row.id} is queued: it takes {name} out and merges the other rounds again",),
-        notes=() if running else ("no service is running; `alignd run` does the round",),
+    told = f"{row.id} is queued: it takes {name} out and merges the other rounds again"
+    return Answer(round_view(row), (told,), notes=tuple(notes))
+
+
+def _resting_on(store: Store, target: VersionRow) -> Iterator[str]:
+    """Which later rounds changed nothing since the target had mended their batches, and how to learn those without it."""
+    later = [row for row in store.lineage(store.current().id) if row.id > target.id]
+    resting = [row for row in later if row.batch is not None and row.touched_fraction == 0]
+    if target.touched_fraction == 0 or not resting:
+        return
+    names = ", ".join(row.name for row in resting)
+    yield (
+        f"{names} found nothing to change, perhaps since {target.name} had mended what was dropped: then that harm is back "
+        f"without it, and gates stop it. `alignd rollback {version_name(target.parent)}`, `alignd resume` and `alignd retry "
+        f"BATCH` for each later batch learn them anew"
     )
 
 

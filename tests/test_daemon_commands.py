@@ -699,6 +699,16 @@ def test_revert_queues_a_round_and_says_that_no_service_runs(alignd: Alignd, two
     assert alignd.json("status")["queue"][0]["target"] == "v1"
 
 
+def test_a_revert_says_which_later_rounds_rest_on_what_it_takes_out(alignd: Alignd, store: Store) -> None:
+    make_version(store, 1)
+    make_version(store, 2)
+    same_as_its_parent(store, 3)
+    same_as_its_parent(store, 4)
+    assert "v3, v4 found nothing to change, perhaps since v1 had mended" in alignd("revert", "v1")[2]
+    assert "`alignd rollback v1`, `alignd resume` and `alignd retry BATCH`" in alignd("revert", "v2")[2]
+    assert "found nothing" not in alignd("revert", "v3")[2]
+
+
 def test_a_revert_that_ended_is_among_what_came_to_an_end(alignd: Alignd, two: Store) -> None:
     from daemon.commands_run import endings
 
