@@ -97,23 +97,24 @@ def revert(context: Context, args: argparse.Namespace) -> Answer:
         row = store.request_revert(args.ref, actor=context.actor, reason=args.reason, now=utc_now())
         running = service_pid(store) is not None
         notes = [] if running else ["no service is running; `alignd run` does the round"]
-        notes += _resting_on(store, store.resolve(args.ref))
-    name = version_name(row.target)
-    told = f"{row.id} is queued: it takes {name} out and merges the other rounds again"
+        notes += _resting_on(store, row)
+    told = f"{row.id} is queued: it takes {version_name(row.target)} out and merges the other rounds again"
     return Answer(round_view(row), (told,), notes=tuple(notes))
 
 
-def _resting_on(store: Store, target: VersionRow) -> Iterator[str]:
+def _resting_on(store: Store, asked: RoundRow) -> Iterator[str]:
     """Which later rounds changed nothing since the target had mended their batches, and how to learn those without it."""
-    later = [row for row in store.lineage(store.current().id) if row.id > target.id]
-    resting = [row for row in later if row.batch is not None and row.touched_fraction == 0]
+    target = store.version(asked.target or 0)
+    later = [row for row in store.lineage(asked.parent) if row.id > target.id and row.touched_fraction == 0]
+    batches = {row.name: store.ledger.batch(row.batch) for row in later if row.batch}
+    resting = [name for name, batch in batches.items() if batch is not None and batch.state == "published"]
     if target.touched_fraction == 0 or not resting:
         return
-    names = ", ".join(row.name for row in resting)
+    before = next(row for row in reversed(store.lineage(target.id)[:-1]) if not row.blocked)
     yield (
-        f"{names} found nothing to change, perhaps since {target.name} had mended what was dropped: then that harm is back "
-        f"without it, and gates stop it. `alignd rollback {version_name(target.parent)}`, `alignd resume` and `alignd retry "
-        f"BATCH` for each later batch learn them anew"
+        f"{', '.join(resting)} found nothing to change, perhaps since {target.name} had mended what was dropped: then that "
+        f"harm is back without it, and the gates stop the revert. `alignd rollback {before.name}`, `alignd resume` and "
+        "`alignd retry BATCH` for each later batch learn them anew"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +21,7 @@ from daemon.config_checks import faults
 from daemon.config_judge import JudgeSection
 from daemon.config_method import PRESETS, DeriveSection, MergeSection
 from daemon.config_serving import HandoverSection, MetricsSection, ServingSection
-from daemon.config_told import at_once, converted
+from daemon.config_told import at_once, converted, nested
 from state.text import shown
 
 SERVICE_FILE = "service.toml"
@@ -219,14 +219,14 @@ def parse(values: dict[str, Any]) -> Config:
     Each value is checked by itself; what makes sense together is for `load`, so that a round that began under an older
     alignd can still be read.
     """
-    unknown = list(_unknown_keys(values, Config, ""))
-    preset = values.get("preset", "alignd")
+    unknown: list[str] = []
+    known = _known(values, Config, "", unknown)
+    preset = known.get("preset", "alignd")
     defaults: dict[str, Any] = msgspec.to_builtins(Config())
     under = _overlay(defaults, PRESETS.get(preset, {}) if isinstance(preset, str) else {})
-    merged = _overlay(under, values)
-    config, found = converted(merged, Config)
-    if config is None:
-        raise ConfigError(at_once([*unknown, *found]))
+    config, found = converted(_overlay(under, known), Config)
+    if found or unknown:
+        raise ConfigError(at_once([*found, *unknown]))
     return config
 
 
@@ -260,17 +260,28 @@ def _overlay(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _unknown_keys(values: dict[str, Any], section: type[msgspec.Struct], at: str) -> Iterator[str]:
-    fields = {field.encode_name: field for field in msgspec.structs.fields(section)}
-    for key, value in values.items():
-        if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(sorted(fields))}"
-            yield f"unknown key `{at}{key}`; {hint}"
-            continue
-        kind = fields[key].type
-        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            yield from _unknown_keys(value, kind, f"{at}{key}.")
-        for item in value if kind == tuple[ServingSection, ...] and isinstance(value, list) else ():
-            if isinstance(item, dict):
-                yield from _unknown_keys(item, ServingSection, f"{at}{key}.")
+def _known(values: dict[str, Any], section: type[msgspec.Struct], at: str, unknown: list[str]) -> dict[str, Any]:
+    """The values without keys that a section does not have; what is said of each of those is added to ``unknown``."""
+    fields = {field.encode_name: field.type for field in msgspec.structs.fields(section)}
+    strange = [key for key in values if key not in fields]
+    unknown += [_unknown(f"{at}{key}", key, fields, is_first=not number) for number, key in enumerate(strange)]
+    return {
+        key: _known_part(value, fields[key], f"{at}{key}", unknown) for key, value in values.items() if key in fields
+    }
+
+
+def _known_part(value: Any, kind: Any, at: str, unknown: list[str]) -> Any:
+    """A value likewise, where it is a table or a list of tables."""
+    section = nested(kind)
+    if section is not None and isinstance(value, dict):
+        return _known(value, section, f"{at}.", unknown)
+    if section is not None and isinstance(value, list):
+        return [_known_part(item, section, f"{at}[{number}]", unknown) for number, item in enumerate(value)]
+    return value
+
+
+def _unknown(place: str, key: str, fields: Mapping[str, Any], *, is_first: bool) -> str:
+    near = difflib.get_close_matches(key, fields, n=1, cutoff=0.5)
+    if near:
+        return f"unknown key `{place}`; did you mean `{near[0]}`?"
+    return f"unknown key `{place}`" + (f"; known here: {', '.join(sorted(fields))}" if is_first else "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from copy import deepcopy
 from itertools import takewhile
 from typing import Any, Final, Literal, TypeVar, get_args, get_origin
 
@@ -25,9 +24,10 @@ from msgspec.inspect import (
 
 Settings = TypeVar("Settings", bound=msgspec.Struct)
 MAX_SHOWN: Final = 60
+MOST_TOLD: Final = 12
+"""Faults that are told where there are many."""
 _PLACE: Final = re.compile(r" - at `\$\.?(.*)`$")
 _MISSING: Final = re.compile(r"missing required field `(\w+)`")
-_UNKNOWN: Final = re.compile(r"unknown field `(.*?)`(?: - at |$)", re.DOTALL)
 
 
 def allowed(kind: Any) -> str:
@@ -45,60 +45,60 @@ def nested(kind: Any) -> type[msgspec.Struct] | None:
     return None
 
 
-def converted(values: dict[str, Any], root: type[Settings]) -> tuple[Settings | None, list[str]]:
-    """The settings that plain values are, or None; and one sentence for each value that may not be, of a list for the first.
+def converted(values: dict[str, Any], root: type[Settings]) -> tuple[Settings, list[str]]:
+    """The settings that plain values are, and a sentence for each value that may not be, of a list for the first.
 
-    Unknown keys are passed over; with one there are no settings, though nothing else need be wrong.
+    Where there are such sentences the settings are made of the other values.
+
+    Args:
+        values: without keys that ``root`` does not have.
     """
-    values, found, is_known = deepcopy(values), list[str](), True
+    found: list[str] = []
     while True:
         try:
-            settings = msgspec.convert(values, root)
+            return msgspec.convert(values, root), found
         except msgspec.ValidationError as err:
             problem = str(err)
-        else:
-            return settings if is_known and not found else None, found
-        steps = _steps(problem)
-        if unknown := _UNKNOWN.search(problem):
-            is_known = False
-            steps.append(unknown[1])
-        else:
-            found.append(_wrong(problem, values, root))
-        _take_out(values, steps)
+        found.append(_wrong(problem, values, root))
+        # of a list all of it, since its places are told by number
+        values = _without(values, list(takewhile(lambda step: isinstance(step, str), _steps(problem))))
 
 
 def at_once(found: Sequence[str]) -> str:
-    """One fault as it is, more than one counted and numbered; there is at least one."""
+    """One fault as it is, more than one counted and numbered, the first of many; there is at least one."""
     if len(found) == 1:
         return found[0]
-    return f"{len(found)} faults: " + "; ".join(f"({number}) {fault}" for number, fault in enumerate(found, 1))
+    told = "; ".join(f"({number}) {fault}" for number, fault in enumerate(found[:MOST_TOLD], 1))
+    more = len(found) - MOST_TOLD
+    return f"{len(found)} faults: {told}" + (f"; and {more} more" if more > 0 else "")
 
 
 def _wrong(problem: str, values: Any, root: type[msgspec.Struct]) -> str:
     """What msgspec says of a value, put as the key, the value that stands there, and what is allowed."""
+    found = _PLACE.search(problem)
+    assert found is not None, "the root itself is a table"
     steps = _steps(problem)
-    place = _PLACE.findall(problem)[0]
     if missing := _MISSING.search(problem):
-        return f"`{place}` has no `{missing[1]}`, which must be given"
+        return f"`{found[1]}` has no `{missing[1]}`, which must be given"
     for step in steps:
         values = values[step]
     kind = _kind_at(root, steps)
-    what = _headed(kind, place) if nested(kind) else allowed(kind)
-    return f"`{place}` is {_shown(values)}; allowed: {what}"
+    what = _headed(kind, found[1]) if nested(kind) else allowed(kind)
+    return f"`{found[1]}` is {_shown(values)}; allowed: {what}"
 
 
 def _steps(problem: str) -> list[str | int]:
-    """From the root to what a ValidationError is about; none where that is the root."""
-    places = _PLACE.findall(problem)
-    return [int(step) if step.isdigit() else step for place in places for step in re.findall(r"\w+", place)]
+    """From the root to what a ValidationError is about."""
+    place = _PLACE.findall(problem)[0]
+    return [int(step) if step.isdigit() else step for step in re.findall(r"\w+", place)]
 
 
-def _take_out(values: Any, steps: Sequence[str | int]) -> None:
-    """Delete what a fault is about, so that the next one shows: of a list all of it, since its places are told by number."""
-    *above, last = takewhile(lambda step: isinstance(step, str), steps)
-    for step in above:
-        values = values[step]
-    del values[last]
+def _without(values: dict[str, Any], steps: Sequence[Any]) -> dict[str, Any]:
+    """A copy that lacks what is there; the tables on the way are copied, too."""
+    first, *rest = steps
+    if rest:
+        return values | {first: _without(values[first], rest)}
+    return {key: value for key, value in values.items() if key != first}
 
 
 def _headed(kind: Any, place: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from daemon.batch_files import Budget, Limits, Member, is_skipped, open_members, unpacked
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 MOST_TOLD = 20
-"""Rows that are named where many cannot be used."""
+"""Rows that are named beside the first where many cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,8 @@ def _read_file(member: Member, limits: Limits, budget: Budget, rows: list[Row]) 
                 else:
                     rows.append(_checked(outcome, limits))
     except BatchError as err:
-        raise _with_others(err, _unusable(records, signature, member.name, limits)) from None
+        others = _unusable(islice(records, max(0, budget.rows_left - num_records)), signature, member.name, limits)
+        raise _with_others(err, others) from None
     budget.spend(member.name, num_rows=num_records)
     if not num_records:
         raise _no_rows(member.name)
@@ -123,32 +125,43 @@ def _read_file(member: Member, limits: Limits, budget: Budget, rows: list[Row]) 
     )
 
 
-def _unusable(records: Records, signature: Signature, name: str, limits: Limits) -> list[int]:
-    """Which of the records that follow cannot be used either, so that all can be mended at once; one more than are told.
+def _unusable(records: Records, signature: Signature, name: str, limits: Limits) -> list[BatchError]:
+    """What is wrong with the records that follow, so that all can be mended at once; one more than is told.
 
-    What ends the reading ends the list: the first fault is told in any case.
+    What ends the reading is the last of it.
     """
-    found: list[int] = []
-    with suppress(BatchError):
+    found: list[BatchError] = []
+    try:
         for row, record in records:
             try:
                 for outcome in signature.read(record, Origin(name, row)):
                     if isinstance(outcome, Row):
                         _checked(outcome, limits)
-            except BatchError:
-                found.append(row)
+            except BatchError as err:
+                found.append(err)
             if len(found) > MOST_TOLD:
                 break
+    except BatchError as err:
+        found.append(err)
+    except OSError:
+        pass  # of the disk: the batch cannot be used whatever stands there
     return found
 
 
-def _with_others(first: BatchError, others: Sequence[int]) -> BatchError:
-    """The first fault, and which rows after it have one too."""
-    if not others:
-        return first
-    told = ", ".join(map(str, others[:MOST_TOLD])) + (" and more" if len(others) > MOST_TOLD else "")
-    what = f"{first.what} (cannot be used either: {'rows' if len(others) > 1 else 'row'} {told})"
-    return BatchError(first.file, first.row, what, hint=first.hint)
+def _with_others(first: BatchError, others: Sequence[BatchError]) -> BatchError:
+    """The first fault, and those of the rows after it."""
+    rows_of: dict[str, list[str]] = {first.what: []}
+    for other in others[:MOST_TOLD]:
+        rows_of.setdefault(other.what, []).extend([] if other.row is None else [str(other.row)])
+    alike = rows_of.pop(first.what)
+    what = first.what + (f" (in {_rows(alike)} too)" if alike else "")
+    told = [what, *(f"{_rows(rows)}: {other}" if rows else other for other, rows in rows_of.items())]
+    more = ["and more"] if len(others) > MOST_TOLD else []
+    return BatchError(first.file, first.row, "; ".join([*told, *more]), hint=first.hint)
+
+
+def _rows(numbers: Sequence[str]) -> str:
+    return f"row{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"
 
 
 def _signature(table: Table, name: str) -> Signature:

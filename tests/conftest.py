@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: then it starts with one thread
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# The same examples each time, so that a change is what makes a test fail; `--hypothesis-profile default` draws others. What
+# The same examples each time, so that a change is what makes a test fail; `--hypothesis-profile drawn` draws others. What
 # explains a failure traces each line, which takes longer than a test may.
 _PHASES = [phase for phase in hypothesis.Phase if phase is not hypothesis.Phase.explain]
-hypothesis.settings.register_profile("alike", derandomize=True, deadline=None, phases=_PHASES)
+hypothesis.settings.register_profile("drawn", deadline=None, phases=_PHASES)
+hypothesis.settings.register_profile("alike", hypothesis.settings.get_profile("drawn"), derandomize=True)
 hypothesis.settings.load_profile("alike")
 
 

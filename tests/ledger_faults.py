@@ -1,4 +1,5 @@
-"""The disk fails under SQLite, at any single call that concerns the ledger's files, in any operation of the store.
+"""The disk fails under SQLite, at any single call that concerns the ledger's files, in any operation of the store; and for
+good, from each third of these calls on.
 
 `python -m tests.ledger_faults` builds a small library (tests/ledger_disk.c) that the process is started again with, sweeps
 every operation, and prints what it tried. A C compiler is needed.
@@ -25,8 +26,9 @@ from tests.state_world import NOW, make_store
 from tests.test_state_faults import OPERATIONS, Operation, check, in_service
 
 FAULTS: Final = [(errno.EIO, True, 1), (errno.EIO, False, 3)]
-"""What fails, whether once only or from there on, and at each how manyth call: a disk that stays broken stops all that comes
-after, so that neighbours differ less. A full disk is a real one in `test_state_full_disk`."""
+"""What fails, whether once only or from there on, and the stride from one call that it is tried at to the next: a disk that
+stays broken stops all that comes after, so that neighbours differ less. A full disk is a real one in
+`test_state_full_disk`."""
 SOURCE: Final = Path(__file__).with_name("ledger_disk.c")
 COMPILER: Final = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 

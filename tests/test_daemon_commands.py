@@ -709,6 +709,36 @@ def test_a_revert_says_which_later_rounds_rest_on_what_it_takes_out(alignd: Alig
     assert "found nothing" not in alignd("revert", "v3")[2]
 
 
+def test_a_revert_of_what_no_later_round_rests_on_says_nothing_of_it(alignd: Alignd, two: Store) -> None:
+    assert "found nothing" not in alignd("revert", "v1")[2]
+
+
+def test_where_the_version_before_is_blocked_a_revert_names_one_that_can_be_gone_back_to(
+    alignd: Alignd, two: Store
+) -> None:
+    same_as_its_parent(two, 3)
+    two.rollback("v0", reason="worse", **WHO)
+    two.resume(**WHO)
+    two.promote("v3", force=True, reason="why not", **WHO)
+    assert "`alignd rollback v0`, " in alignd("revert", "v2")[2]
+    assert alignd("rollback", "v0")[0] == exitcodes.OK
+
+
+def test_what_a_revert_advises_is_not_undone_by_the_revert_itself(alignd: Alignd, store: Store) -> None:
+    make_version(store, 1)
+    same_as_its_parent(store, 2)
+    queued = alignd.json("revert", "v1")["id"]
+    again = store.ledger.batch(store.version(2).batch or "")
+    assert again is not None
+    for words in (("rollback", "v0"), ("resume",), ("retry", again.name)):
+        assert alignd(*words)[0] == exitcodes.OK
+    assert (store.round(queued).state, store.round(queued).reason) == (
+        "superseded", "v1 is not part of v0, which came into service",
+    )  # fmt: skip
+    assert store.ledger.rounds("queued") == []
+    assert [row.name for row in store.ledger.batches("queued")] == [again.name]
+
+
 def test_a_revert_that_ended_is_among_what_came_to_an_end(alignd: Alignd, two: Store) -> None:
     from daemon.commands_run import endings
 

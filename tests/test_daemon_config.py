@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from daemon.config import Config, ConfigError, load, parse, to_dict
+from daemon.config_told import MOST_TOLD
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,18 +72,42 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         [merge.search]
         alphas = [1, "x", 2, "y"]
         [[serving]]
-        name = 1
         y = 1
+        name = 1
         [[serving]]
-        name = 2
+        z = 1
     """
     said = refused(tmp_path / "service.toml", text)
-    told = re.findall(r"\((\d)\) (?:unknown key )?`([\w.\[\]]+)`", said)
-    assert ": 9 faults: (1) unknown key `sed`; did you mean `seed`?; (2) unknown key `inbox.x`; " in said
-    assert [int(number) for number, _ in told] == list(range(1, 10))
+    told = re.findall(r"\((\d+)\) (?:unknown key )?`([\w.\[\]]+)`", said)
+    assert ": 10 faults: (1) `" in said
+    assert [int(number) for number, _ in told] == list(range(1, 11))
     values = {"seed", "model", "inbox.min_rows", "gates.harm.max", "merge.search.alphas[1]", "serving[0].name"}
-    assert {key for _, key in told} == values | {"sed", "inbox.x", "serving.y"}
-    assert "`inbox.min_rows` is 0; allowed: whole number from 1" in said
+    assert {key for _, key in told} == values | {"sed", "inbox.x", "serving[0].y", "serving[1].z"}
+    assert "`inbox.min_rows` is 0; allowed: whole number from 1" in said and "did you mean `seed`?" in said
+
+
+def test_of_many_faults_the_first_are_told(tmp_path: Path) -> None:
+    text = "seed = -1\n" + "".join(f"zorp{number} = 1\n" for number in range(MOST_TOLD))
+    said = refused(tmp_path / "service.toml", text)
+    assert f"{MOST_TOLD + 1} faults: (1) `seed` is -1; " in said and said.endswith("; and 1 more")
+    assert said.count("known here") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"x - at y" = 1',
+        '"x - at `$.y" = 1',
+        '[inbox]\n"a` - at `$.model" = 1',
+        '"" = 1\nmodel = ""\n["`"]\n"`" = 1',
+        "x" + ".x" * 3000 + " = 1",
+        "inbox.path" + ".x" * 3000 + " = 1",
+        "inbox" + ".inbox" * 3000 + " = 1",
+        "serving = [[[{a = 1}]]]",
+    ],
+)
+def test_whatever_keys_are_called_they_are_refused_in_words(tmp_path: Path, text: str) -> None:
+    assert re.search(r"unknown key|allowed: |nested too deeply", refused(tmp_path / "service.toml", text))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import io
 import json
@@ -11,12 +12,15 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from daemon import formats
 from daemon.formats import MOST_TOLD, BatchError, Limits, Message, Row, read_batch
+from daemon.lines import Records
 
 PAIRS = [("zorb one ?", "vek lum"), ('zorb, "two"\nand on ?', "flim\tgrot"), ("zörb ≠ 三 ?", "plax ünd vek")]
 RECORDS = [{"prompt": prompt, "response": response} for prompt, response in PAIRS]
@@ -216,15 +220,21 @@ def test_a_bad_file_is_refused_with_its_name_and_row_and_without_its_text(tmp_pa
 
 BAD_ROW = {"prompt": "zorb", "response": None}
 GOOD_ROW = {"prompt": "zorb", "response": "vek"}
+NO_RESPONSE = "`response` is missing or null"
+NUL_ROW = {"prompt": "a\0b", "response": "vek"}
 LATER: dict[str, tuple[list[dict[str, Any]], str]] = {
-    "one": ([BAD_ROW, GOOD_ROW, BAD_ROW], " (cannot be used either: row 3)"),
-    "some": (
-        [BAD_ROW, BAD_ROW, GOOD_ROW, {"prompt": "a\0b", "response": "vek"}],
-        " (cannot be used either: rows 2, 4)",
+    "none": ([BAD_ROW, GOOD_ROW], NO_RESPONSE),
+    "one": ([BAD_ROW, GOOD_ROW, BAD_ROW], f"{NO_RESPONSE} (in row 3 too)"),
+    "some": ([BAD_ROW, BAD_ROW, GOOD_ROW, BAD_ROW], f"{NO_RESPONSE} (in rows 2, 4 too)"),
+    "another fault": ([BAD_ROW, NUL_ROW, NUL_ROW], f"{NO_RESPONSE}; rows 2, 3: text with a NUL character"),
+    "as many as are told": (
+        [BAD_ROW] * (MOST_TOLD + 1),
+        f"{NO_RESPONSE} (in rows {', '.join(map(str, range(2, MOST_TOLD + 2)))} too)",
     ),
-    "as many as are told": ([BAD_ROW] * (MOST_TOLD + 1), f", {MOST_TOLD + 1})"),
-    "more than are told": ([BAD_ROW] * (MOST_TOLD + 2), f", {MOST_TOLD + 1} and more)"),
-    "none": ([BAD_ROW, GOOD_ROW], "`response` is missing or null"),
+    "more than are told": (
+        [BAD_ROW] * (MOST_TOLD + 2),
+        f"{NO_RESPONSE} (in rows {', '.join(map(str, range(2, MOST_TOLD + 2)))} too); and more",
+    ),
 }
 
 
@@ -237,14 +247,33 @@ def test_of_all_rows_that_cannot_be_used_the_places_are_told_at_once(
     (tmp_path / "bad").write_bytes(write(rows))
     with pytest.raises(BatchError) as refused:
         read_batch(tmp_path / "bad")
-    assert refused.value.row == 1 and refused.value.what.endswith(what)
+    assert (refused.value.row, refused.value.what) == (1, what)
 
 
-def test_what_cannot_be_read_after_a_bad_row_does_not_hide_it(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_bytes(as_json_lines([BAD_ROW, BAD_ROW, GOOD_ROW])[:-9])
-    with pytest.raises(
-        BatchError, match=r"row 1: `response` is missing or null \(cannot be used either: row 2\); give"
-    ):
+def test_what_ends_the_reading_after_a_bad_row_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(as_json_lines([BAD_ROW, BAD_ROW, GOOD_ROW, BAD_ROW]).replace(b"vek", b"v\xff"))
+    with pytest.raises(BatchError) as refused:
+        read_batch(tmp_path / "bad.jsonl")
+    assert refused.value.row == 1
+    assert re.fullmatch(
+        rf"{NO_RESPONSE} \(in row 2 too\); row 3: not UTF-8 at byte \d+ of the file", refused.value.what
+    )
+
+
+def test_no_row_beyond_the_limit_is_looked_at_for_faults(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(as_json_lines([BAD_ROW, GOOD_ROW, BAD_ROW, BAD_ROW]))
+    with pytest.raises(BatchError, match=r"\(in row 3 too\); give every row"):
+        read_batch(tmp_path / "bad.jsonl", Limits(max_rows=3))
+
+
+def test_a_disk_that_fails_after_a_bad_row_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(records: Records, *rest: object) -> Records:
+        yield from islice(records, 1)
+        raise OSError(errno.EIO, "the disk fails")
+
+    (tmp_path / "bad.jsonl").write_bytes(as_json_lines([BAD_ROW, BAD_ROW, BAD_ROW]))
+    monkeypatch.setattr(formats, "islice", failing)
+    with pytest.raises(BatchError, match=r"row 1: `response` is missing or null \(in row 2 too\); give"):
         read_batch(tmp_path / "bad.jsonl")
 
 

@@ -26,7 +26,10 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def poisoned(world: World, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home into which every kind of poison was dropped, and at the end an honest batch."""
+    """A home into which every kind of poison was dropped, and at the end an honest batch.
+
+    The honest one is smaller, which makes it the harder one to be accepted: less of it is there to be learnt and to judge by.
+    """
     home = made_home(tmp_path_factory.mktemp("poison") / "home", world)
     (home.path / "retain.jsonl").unlink()  # the poison is made of what it holds
     for name, rows in _poisons(world).items():

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -59,11 +60,12 @@ class Histories(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def rollback(self, data: st.DataObject) -> None:
-        """To an ancestor, unless an earlier rollback blocked it, and the hold is lifted again or not."""
-        line = [row.name for row in self.store.lineage(self.store.current().id)[:-1]]
+        """To an ancestor, unless it is blocked, and the hold is lifted again or not."""
+        line = {row.name: row for row in self.store.lineage(self.store.current().id)[:-1]}
         if line:
-            with contextlib.suppress(RefusedError):
-                self.store.rollback(data.draw(st.sampled_from(line)), reason="bad", **WHO)
+            target = line[data.draw(st.sampled_from(sorted(line)))]
+            with pytest.raises(RefusedError) if target.blocked else contextlib.nullcontext():
+                self.store.rollback(target.name, reason="bad", **WHO)
         if data.draw(st.booleans()) and self.store.held:
             self.store.resume(**WHO)
 

@@ -68,6 +68,9 @@ class Curve:
         return cls(found["step"], found["axis"], tuple(Point(**point) for point in found["points"]))
 
 
+_IN_A_PROCESS = "import sys; from benchmarks.speed import growth; growth.child(*sys.argv[1:])"
+
+
 def measured(step: str, folder: Path, names: Sequence[str] | None = None) -> Curve:
     """A curve, point by point, each in a process of its own."""
     axis, sizes, _ = STEPS[step]
@@ -80,10 +83,9 @@ def measured(step: str, folder: Path, names: Sequence[str] | None = None) -> Cur
 
 
 def _in_a_process(step: str, name: str, place: Path) -> dict[str, Any]:
-    code = "import sys; from benchmarks.speed import growth; growth.child(*sys.argv[1:])"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code, step, name, str(place)],
+        [sys.executable, "-c", _IN_A_PROCESS, step, name, str(place)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
