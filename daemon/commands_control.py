@@ -136,11 +136,14 @@ def promote(context: Context, args: argparse.Namespace) -> Answer:
 
 def _blocked_below(store: Store, row: VersionRow) -> Iterator[str]:
     """What a forced promotion brought back besides the version itself."""
-    blocked = [version.name for version in store.lineage(row.id)[:-1] if version.blocked]
+    line = store.lineage(row.id)
+    rounds = [store.ledger.round(version.round) for version in line if version.round]
+    taken_out = {round_.target for round_ in rounds if round_ is not None}
+    blocked = [version.name for version in line[:-1] if version.blocked and version.id not in taken_out]
     if blocked:
         yield (
-            f"{row.name} holds what {', '.join(blocked)} learnt too, which stay blocked: their batches are not in need of a "
-            "`retry`, and `alignd revert` takes one out"
+            f"{row.name} holds what {', '.join(blocked)} learnt too, blocked or not: no `alignd retry` is needed for that, "
+            "and `alignd revert` takes one out"
         )
 
 

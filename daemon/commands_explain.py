@@ -130,18 +130,26 @@ def _against(store: Store, row: VersionRow) -> dict[str, dict[str, float | None]
 
 
 def moved(store: Store, before: VersionRow, after: VersionRow) -> dict[str, float | None]:
-    """How the metrics moved; where the newer one's round measured the older one too, on the same probes.
+    """How the metrics moved, as they were measured together.
 
     Null where two judges measured them: what then moved may be the judge.
     """
+    sides = measured_together(store, before, after)
+    delta = views.metrics_delta(*sides)
+    if judges_shown.are_comparable(*sides):
+        return delta
+    return {name: move if name in judges_shown.UNJUDGED else None for name, move in delta.items()}
+
+
+def measured_together(
+    store: Store, before: VersionRow, after: VersionRow
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The metrics of two versions; where the newer one's round measured the older one too, both of that: the same probes."""
     older, newer = sorted((before, after), key=lambda row: row.id)
     subject = "base" if older.id == 0 else "current" if older.id == newer.parent else ""
     measured = store.version_record(newer.id).get("measured") or {}
     metrics = {older.id: measured.get(subject) or older.metrics, newer.id: newer.metrics}
-    delta = views.metrics_delta(metrics[before.id], metrics[after.id])
-    if judges_shown.are_comparable(metrics[before.id], metrics[after.id]):
-        return delta
-    return {name: move if name in judges_shown.UNJUDGED else None for name, move in delta.items()}
+    return metrics[before.id], metrics[after.id]
 
 
 def _show_round(context: Context, store: Store, row: RoundRow) -> Answer:

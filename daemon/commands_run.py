@@ -132,7 +132,7 @@ def submit(context: Context, args: argparse.Namespace) -> Answer:
         drops = [put(Path(path), inbox, config.inbox, known=known, sign=sign) for path in args.paths]
         notes = (_UNSIGNED,) if config.inbox.require_signature and sign is None else ()
         if not args.wait:
-            is_read = store is not None and service_pid(store) is not None
+            is_read = all(drop.known_as for drop in drops) or (store is not None and service_pid(store) is not None)
             return _submitted(context, drops, [], notes if is_read else (*notes, _NO_SERVICE))
         if store is None:
             raise StoreMissingError(f"{context.home} has no store", "`alignd run` makes one from service.toml")

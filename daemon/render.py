@@ -115,7 +115,7 @@ def status_lines(view: View, style: Style, *, with_round: bool = True) -> list[s
             ("serving", in_short(view.get("serving", ()))),
             ("service", running),
             ("page", service.get("page") or ""),
-            ("", printable(service["message"])),
+            ("says", printable(service["message"])),
             ("disk", f"{size(view['disk']['free_bytes'])} free"),
         ],
         style,

@@ -84,8 +84,9 @@ def names(store: Store, versions: Sequence[VersionRow]) -> Names:
 
 
 def base_metrics(store: Store) -> dict[str, Any]:
-    """What the newest round that came so far measured on the base; empty when none did."""
+    """What the newest round that made a version measured on the base, or the newest at all; empty when none came so far."""
     rounds = store.ledger.rounds_past("evaluate", limit=_LOOK_BACK)
+    rounds = sorted(rounds, key=lambda row: row.version is None)  # what was refused moves no figure of what is there
     return next(filter(None, (measured(row.artefacts, "base") for row in rounds)), {})
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from daemon import charts, explain, judges_shown, live, views
 from daemon.command import Context
-from daemon.commands_explain import moved, version_view
+from daemon.commands_explain import measured_together, moved, version_view
 from daemon.report_page import who_is_shown
 from daemon.standing import names
 from daemon.steps import in_order
@@ -206,7 +206,7 @@ def difference(store: Store, a: str, b: str) -> View:
     return {
         "a": sides[0],
         "b": sides[1],
-        "metrics": _metrics(store, delta, sides),
+        "metrics": _metrics(store, delta, measured_together(store, before, after)),
         "judges": judges_shown.note(sides),
         "num_metrics_left_out": max(0, len(delta) - MAX_METRICS),
         "batches": batches_between(store, before, after),
@@ -222,8 +222,8 @@ def _by_layer(tensors: Sequence[str]) -> dict[str, int]:
     return explain.touched_by_layer(dict.fromkeys(tensors, 1))
 
 
-def _metrics(store: Store, delta: Mapping[str, float | None], sides: Sequence[View]) -> list[View]:
-    old, new = (views.flat_metrics(side["metrics"]) for side in sides)
+def _metrics(store: Store, delta: Mapping[str, float | None], sides: Sequence[Mapping[str, Any]]) -> list[View]:
+    old, new = map(views.flat_metrics, sides)
     shown = list(delta)[:MAX_METRICS]
     named = store.ledger.batches_starting([name.partition(".")[2] for name in shown if name.startswith(_BY_BATCH)])
     titles = {f"{_BY_BATCH}{start}": f"harm, {row.name}" for start, row in named.items()}

@@ -137,7 +137,7 @@ def _why(winner: Trial, best: Trial, trials: Sequence[Trial], min_gain: float) -
     if len(trials) == 1:
         yield f"score {winner.score:.3f}, the only merge that was tried"
         return
-    yield f"score {winner.score:.3f} of {len(trials)} merges tried"
+    yield f"score {winner.score:.3f}, the best of {len(trials)} merges tried"
     if winner is not first:
         changed = [f.name for f in fields(Point) if getattr(winner.point, f.name) != getattr(first.point, f.name)]
         gained = f"{winner.score - first.score:+.3f} over the starting point"

@@ -11,6 +11,7 @@ from state.errors import RefusedError
 from state.layout import Layout
 from state.ledger import Ledger
 from state.materialize import Digests
+from state.remedy import LEDGER
 from state.rows import PointerRow, VersionRow
 
 
@@ -27,7 +28,8 @@ def create(layout: Layout, base: Path, *, actor: str, now: str) -> None:
     durable.make_folder(layout.home, 0o755)
     with lock.hold(layout.home / ".create.lock", "create the store"):
         if layout.root.exists():
-            raise RefusedError(f"{layout.root} exists already", "use it, or choose another folder")
+            hint = "use it, or choose another folder" if layout.ledger_path.exists() else LEDGER
+            raise RefusedError(f"{layout.root} exists already", hint)
         nursery = Path(layout.home) / f"{durable.TEMPORARY_PREFIX}store"
         for stale in (nursery, layout.current_link, layout.model_path(0)):
             durable.remove_tree(stale)  # left by an attempt that died

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _BASE = "put it back from a backup or the model's source, before all else: every version is rebuilt from it"
 _RECIPE = "put it back from a backup; without one `alignd rollback REF` goes to a version that is not made with it"
 BATCH = "put it back from a backup or its source, byte for byte; where a version was made with it, `alignd revert` takes that out"
-_LEDGER = "restore the ledger from a backup"
+LEDGER = "restore the ledger from a backup"
 _OTHER = "put it back from a backup"
 _MODEL = re.compile(r"v([0-9]+)")
 
@@ -34,7 +34,7 @@ def remedy(store: StoreCore, path: Path) -> str:
         return _RECIPE
     if _below(path, store.batches) or _below(path, store.quarantine):
         return BATCH
-    return _LEDGER if path == store.ledger_path else _OTHER
+    return LEDGER if path == store.ledger_path else _OTHER
 
 
 def _model_remedy(store: StoreCore, version_id: int) -> str:

@@ -14,6 +14,7 @@ from state.layout import Layout
 from state.ledger import Ledger
 from state.quarantine import DROP_PREFIX
 from state.queue import Queue
+from state.remedy import LEDGER
 from state.serving import Serving
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def existing(home: Path) -> Layout:
     """The paths of a home that has a store; else `StoreMissingError`."""
     layout = Layout(home)
     if not layout.ledger_path.exists():
+        if layout.root.exists():
+            raise StoreMissingError(f"{layout.root} has lost its ledger: there is no {layout.ledger_path}", LEDGER)
         raise StoreMissingError(
             f"{layout.home} has no store: there is no {layout.ledger_path}",
             "`alignd -c HOME` names another home, by its folder or its service.toml; `alignd init` makes a new one",

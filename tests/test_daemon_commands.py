@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon import cli, commands_show, exitcodes, live, submit
+from daemon import cli, commands_show, exitcodes, live, submit, web_facts
 from daemon.command import Context, service_file_of
 from daemon.config import InboxSection
 from daemon.spool import entry_name
@@ -329,7 +329,24 @@ def test_diff_of_two_versions_is_the_opposite_of_the_diff_the_other_way_round(al
         assert said[0] == said[1] and {has for has, _, _ in said[0]} == {pair[1]}
         assert {item["change"] for item in forth["batches"]} == {"with"}
         assert {item["change"] for item in back["batches"]} == {"without"}
+        shown = {item["name"]: item for item in web_facts.difference(store, *pair)["metrics"]}["harm rate"]
+        assert shown["b"] - shown["a"] == pytest.approx(shown["delta"]) == forth["metrics"]["harm_rate"]
     assert alignd.json("diff", "v1", "v2")["metrics"]["harm_rate"] == pytest.approx(0.4 - 0.5)
+
+
+def test_a_round_that_was_refused_moves_no_figure_of_the_base(alignd: Alignd, store: Store) -> None:
+    def measure(seed: int, rate: float) -> str:
+        round_id = begin(store, seed)
+        store.finish_step(round_id, "evaluate", {"base": {"harm_rate": rate}})
+        return round_id
+
+    refused = measure(1, 0.7)
+    assert alignd.json("history")[0]["metrics"]["harm_rate"] == 0.7, "nothing else was measured"
+    store.end_round(refused, "rejected", reason="worse", now=NOW)
+    made = measure(2, 0.5)
+    store.commit_version(made, **prepare(store, made, 2), state="published", now=NOW)
+    store.end_round(measure(3, 0.9), "rejected", reason="worse", now=NOW)
+    assert alignd.json("history")[0]["metrics"]["harm_rate"] == 0.5
 
 
 def reverted(store: Store, target: int) -> None:
@@ -630,6 +647,22 @@ def test_a_forced_promotion_tells_what_else_comes_back_with_it(alignd: Alignd, t
     code, _, err = alignd("promote", "v2", "--force", "--reason", "x")
     assert code == exitcodes.OK and "holds what v1 learnt too" in err
     assert "learnt too" not in alignd("promote", "v0", "--force", "--reason", "x")[2]
+
+
+def test_a_forced_promotion_does_not_tell_of_what_a_revert_took_out(alignd: Alignd, two: Store) -> None:
+    reverted(two, 1)
+    two.rollback("v0", reason="worse", **WHO)
+    code, _, err = alignd("promote", "v3", "--force", "--reason", "x")
+    assert code == exitcodes.OK and "v3 holds what v2 learnt too, " in err
+
+
+def test_a_store_without_its_ledger_is_told_from_no_store(alignd: Alignd, two: Store) -> None:
+    two.close()
+    for path in (alignd.home / "store").glob("ledger.db*"):
+        path.unlink()
+    for words in (("status",), ("run", "--once")):
+        code, out, err = alignd(*words)
+        assert code != exitcodes.OK and "restore the ledger from a backup" in " ".join((out + err).split()), words
 
 
 def same_as_its_parent(store: Store, seed: int) -> None:
@@ -994,6 +1027,7 @@ def test_submit_of_known_content_drops_nothing(alignd: Alignd, two: Store, tmp_p
     listed = alignd.json("submit", "--wait", str(tmp_path / "again.jsonl"))
     assert (listed[0]["known_as"], listed[0]["state"]) == ("published", "published")
     assert not list((alignd.home / "inbox").iterdir())
+    assert "waits in the inbox" not in alignd("submit", str(tmp_path / "again.jsonl"))[2], "nothing does"
 
 
 @pytest.mark.parametrize("state", ["published", "rolled_back"])
