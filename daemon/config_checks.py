@@ -20,7 +20,7 @@ ANSWER_ROOM: Final = 16
 """Tokens of [derive] max_length that a prompt must leave to its answer and the chat template."""
 _GATES: Final = ("harm", "new_harm", "standing_harm", "over_safety", "right", "utility", "degenerate", "drift")
 _UNREAD_OF_DRIFT: Final = ("min", "max_regression", "max_drift")
-_SEARCH_LISTS: Final = ("retention_rates", "top_fractions", "alphas", "betas")
+_SEARCH_LISTS: Final = ("retention_rates", "top_fractions", "alphas", "repair_alphas", "betas")
 
 
 def faults(config: Config, home: Path) -> list[str]:

@@ -79,7 +79,7 @@ def _space(config: Config, patches: Patches) -> Space:
         retention_rate=_first(search.retention_rates, has_safety),
         safety_fraction=_first(search.top_fractions, has_safety),
         over_safety_fraction=_first(search.top_fractions, has_over and config.merge.mask != "joint"),
-        alpha=_first(search.alphas, has_safety),
+        alpha=_first(search.alphas if has_over else search.repair_alphas, has_safety),
         beta=_first(search.betas, has_over) if has_safety else (0.0,),
     )
 

@@ -22,7 +22,13 @@ from patches.model import decoder_linears
 from tests.round_world import config_of, write_probes
 from tests.tiny_model import assert_same, snapshot
 
-SPACE = {"top_fractions": [0.3, 0.2], "alphas": [1.0, 0.5], "betas": [1.0, 0.0], "retention_rates": [1.0, 0.5]}
+SPACE = {
+    "top_fractions": [0.3, 0.2],
+    "alphas": [1.0, 0.5],
+    "repair_alphas": [0.9, 0.2],
+    "betas": [1.0, 0.0],
+    "retention_rates": [1.0, 0.5],
+}
 
 
 def _bench(home: Path, model: Path, **search: Any) -> Workbench:
@@ -109,16 +115,17 @@ def test_a_joint_mask_has_no_second_fraction_to_search(tmp_path: Path, tiny_fold
 
 
 @pytest.mark.parametrize(
-    ("zero", "alphas", "betas"), [(["over_safety"], {1.0, 0.5}, {1.0}), (["safety"], {1.0}, {0.0})]
+    ("zero", "alphas", "betas"),
+    [([], {1.0, 0.5}, {1.0, 0.0}), (["over_safety"], {0.9, 0.2}, {1.0}), (["safety"], {0.9}, {0.0})],
 )
-def test_a_patch_that_changes_nothing_has_no_coefficient_to_search(
+def test_a_patch_that_changes_nothing_has_no_coefficient_and_a_round_that_loosens_nothing_has_its_own(
     tmp_path: Path, tiny_folder: Path, zero: list[str], alphas: set[float], betas: set[float]
 ) -> None:
     bench = _bench(tmp_path, tiny_folder, trials=40, retention_rates=[1.0])
     sets = development_sets({}, bench.files, bench.config)
     found = search_merge(bench, _without(_patches(bench), *zero), sets, lambda _: None)
     points = [trial["point"] for trial in found["trials"]]
-    assert {point["alpha"] for point in points} <= alphas and {point["beta"] for point in points} <= betas
+    assert {point["alpha"] for point in points} == alphas and {point["beta"] for point in points} == betas
     nothing = search_merge(bench, _without(_patches(bench), "safety", "over_safety"), sets, lambda _: None)
     assert nothing["num_trials"] == 1
 
