@@ -72,7 +72,10 @@ class Watcher:
         _log.info(WATCHER_STARTED, inbox=str(self._root), mode="poll" if self.is_polling else "inotify")
 
     def is_healthy(self) -> bool:
-        """Whether events of the folder that now has this name would still arrive."""
+        """Whether events of the folder that now has this name would still arrive.
+
+        A folder that was made anew may have the inode of the one before; what falls into it is found by the next look at all.
+        """
         if _identity(self._root) != self._watched:
             return False
         if self._observer is None:
