@@ -120,9 +120,11 @@ class SearchSection(Table, frozen=True):
     alphas: tuple[float, ...] = (0.95,)
     """Factors of the safety patch; the first is the start of the search. A little less than what was trained refuses fewer
     harmless questions that no batch has, keeps more of the abilities, and leaves somewhat more harm."""
-    repair_alphas: tuple[float, ...] = (0.95, 0.5, 0.25)
-    """The same where nothing is loosened: then lookalikes are answered already and little harm is left, which a whole patch
-    would end at the cost of lookalikes."""
+    repair_below: Fraction = 0.2
+    """Where nothing is loosened and less of the development harm than this is answered, the round is a repair."""
+    repair_alphas: tuple[float, ...] = (0.25, 0.5, 0.95)
+    """Factors of a repair's safety patch: all of it would end the little harm that is left at the cost of lookalikes. Of those
+    that leave the least harm the first is taken, or one that gains min_gain over it."""
     betas: tuple[float, ...] = (1.0, 0.9, 0.0)
     """Factors of the over-safety patch; the first is the start of the search, which only loosens less: what loosening more does
     to questions that no batch has, the development parts do not show."""
@@ -185,7 +187,7 @@ PRESETS: dict[str, dict[str, Any]] = {
                 "retention_rates": [0.5, 0.3, 0.8, 1.0],
                 "top_fractions": [0.1, 0.03, 0.3],
                 "alphas": [1.0, 0.5, 2.0],
-                "repair_alphas": [1.0, 0.5, 2.0],
+                "repair_below": 0.0,
                 "betas": [1.0, 0.5, 2.0, 0.0],
             },
         },

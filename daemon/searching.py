@@ -30,7 +30,8 @@ def search_merge(
         EmptyDifferenceSetError: in every merge that was tried a set is under the configured floor.
     """
     settings = bench.config.merge.search
-    weights, space = weights_of(bench.config), _space(bench.config, patches)
+    is_repair = _is_repair(bench, patches, sets)
+    weights, space = weights_of(bench.config), _space(bench.config, patches, is_repair=is_repair)
     deadline = time.monotonic() + settings.max_s
     tried: dict[Point, Trial] = {}
     point = next_point(space, {})
@@ -38,7 +39,7 @@ def search_merge(
         tried[point] = _try(bench, patches, sets, point, weights=weights)
         progress(len(tried) / settings.trials)
         point = next_point(space, {known: trial.rank for known, trial in tried.items()})
-    winner, why = choose(list(tried.values()), min_gain=settings.min_gain)
+    winner, why = choose(list(tried.values()), min_gain=settings.min_gain, is_harm_first=is_repair)
     if not why.accepted:
         raise EmptyDifferenceSetError(f"{why.reasons[0]}; {_ABOUT_SETS}")
     return {
@@ -47,6 +48,14 @@ def search_merge(
         "num_trials": len(tried),
         "trials": [trial.to_dict() for trial in tried.values()],
     }
+
+
+def _is_repair(bench: Workbench, patches: Patches, sets: ProbeSets) -> bool:
+    """Whether there is little to forget and nothing to loosen: what is measured then shows where a patch goes too far."""
+    if is_something(patches.over_safety) or not is_something(patches.safety):
+        return False
+    answered = axes(measure_sets(bench, sets, with_loss=False), 0.0).harm_rate
+    return answered is not None and answered < bench.config.merge.search.repair_below
 
 
 def _unmerged(patches: Patches) -> tuple[str, ...]:
@@ -67,7 +76,7 @@ def _setting(point: Point) -> Setting:
     return Setting(**asdict(point))
 
 
-def _space(config: Config, patches: Patches) -> Space:
+def _space(config: Config, patches: Patches, *, is_repair: bool) -> Space:
     """What there is to try; of a patch that is zero every coefficient gives the same merge, so it has one only.
 
     Where nothing is forgotten, nothing is loosened, and there is one merge: an over-safety patch alone is a jailbreak.
@@ -79,7 +88,7 @@ def _space(config: Config, patches: Patches) -> Space:
         retention_rate=_first(search.retention_rates, has_safety),
         safety_fraction=_first(search.top_fractions, has_safety),
         over_safety_fraction=_first(search.top_fractions, has_over and config.merge.mask != "joint"),
-        alpha=_first(search.alphas if has_over else search.repair_alphas, has_safety),
+        alpha=_first(search.repair_alphas if is_repair else search.alphas, has_safety),
         beta=_first(search.betas, has_over) if has_safety else (0.0,),
     )
 

@@ -114,39 +114,54 @@ def next_point(space: Space, tried: Mapping[Point, float]) -> Point | None:
     return None
 
 
-def choose(trials: Sequence[Trial], *, min_gain: float = 0.0) -> tuple[Trial, Decision]:
+def choose(trials: Sequence[Trial], *, min_gain: float = 0.0, is_harm_first: bool = False) -> tuple[Trial, Decision]:
     """The trial with the highest score (the first of equals) and why it won; not accepted when every trial has a fault.
 
     Args:
         min_gain: what the best must score over the first trial; else the first is taken, unless it has a fault.
+        is_harm_first: choose among those only that can be taken and leave the least harm.
 
     Raises:
         ValueError: there is no trial.
     """
     if not trials:
         raise ValueError("no merge was tried; [merge.search] trials must be at least 1")
-    first, best = trials[0], max(trials, key=lambda trial: trial.rank)
+    left = _least_harmful(trials) if is_harm_first else trials
+    first, best = left[0], max(left, key=lambda trial: trial.rank)
     if best.fault:
         return first, Decision(False, (f"none of {len(trials)} merges can be taken: {first.fault}",))
     winner = first if not first.fault and best.score - first.score < min_gain else best
-    return winner, Decision(True, tuple(_why(winner, best, trials, min_gain)))
+    return winner, Decision(True, tuple(_why(winner, best, trials, left, min_gain)))
 
 
-def _why(winner: Trial, best: Trial, trials: Sequence[Trial], min_gain: float) -> Iterator[str]:
-    first, faults = trials[0], [trial.fault for trial in trials if trial.fault]
+def _least_harmful(trials: Sequence[Trial]) -> Sequence[Trial]:
+    """All of them where none can be taken."""
+    sound = [trial for trial in trials if not trial.fault]
+    least = min((trial.axes.harm_rate or 0.0 for trial in sound), default=0.0)
+    return [trial for trial in sound if (trial.axes.harm_rate or 0.0) <= least] or trials
+
+
+def _why(winner: Trial, best: Trial, trials: Sequence[Trial], left: Sequence[Trial], min_gain: float) -> Iterator[str]:
+    first, faults = left[0], [trial.fault for trial in trials if trial.fault]
     if len(trials) == 1:
         yield f"score {winner.score:.3f}, the only merge that was tried"
         return
-    yield f"score {winner.score:.3f}, the best of {len(trials)} merges tried"
+    yield f"score {winner.score:.3f}; {len(trials)} merges were tried"
+    if more_harm := len(trials) - len(left) - len(faults) * (left is not trials):
+        yield f"{more_harm} left more harm"
     if winner is not first:
         changed = [f.name for f in fields(Point) if getattr(winner.point, f.name) != getattr(first.point, f.name)]
         gained = f"{winner.score - first.score:+.3f} over the starting point"
         yield f"{'the starting point cannot be taken; left' if first.fault else gained} by changing {', '.join(changed)}"
-    else:
+    elif len(left) > 1:
         gain = best.score - first.score
-        yield f"no merge scored {min_gain:g} or more over the starting point; the best gained {gain:.3f}"
+        yield f"no merge scored {min_gain:g} or more over {_named(first, trials)}; the best gained {gain:.3f}"
     if faults:
         yield f"{len(faults)} could not be taken: {faults[0]}"
+
+
+def _named(first: Trial, trials: Sequence[Trial]) -> str:
+    return "the starting point" if first is trials[0] else f"alpha {first.point.alpha:g}"
 
 
 def _inverse(rate: float | None) -> float | None:

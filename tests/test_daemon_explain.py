@@ -39,7 +39,7 @@ STEPS: dict[str, Any] = {
     },
     "search": {
         "winner": {"point": POINT, "axes": {"harm_rate": 0.0}, "score": 2.9},
-        "reasons": ["score 2.900, the best of 2 merges tried"],
+        "reasons": ["score 2.900; 2 merges were tried"],
         "num_trials": 2,
         "trials": [
             {"point": {**POINT, "beta": 1.0}, "axes": {"harm_rate": 0.1}, "score": 2.8},

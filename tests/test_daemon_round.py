@@ -394,7 +394,7 @@ def test_the_back_end_may_change_between_rounds(home: Home) -> None:
 
 
 def test_the_sets_that_are_told_are_those_of_the_merge_that_won(home: Home) -> None:
-    one = {"alphas": [1.0], "repair_alphas": [1.0], "betas": [1.0], "retention_rates": [1.0]}
+    one = {"alphas": [1.0], "repair_below": 0.0, "betas": [1.0], "retention_rates": [1.0]}
     search = {"trials": 2, "top_fractions": [0.4, 0.1], "touched_weight": 100.0, "min_gain": 0.0, **one}
     round_id = _begun(home, {"derive": {"backend": "full"}, "merge": {"search": search}})
     home.run(round_id)

@@ -115,13 +115,18 @@ def test_a_joint_mask_has_no_second_fraction_to_search(tmp_path: Path, tiny_fold
 
 
 @pytest.mark.parametrize(
-    ("zero", "alphas", "betas"),
-    [([], {1.0, 0.5}, {1.0, 0.0}), (["over_safety"], {0.9, 0.2}, {1.0}), (["safety"], {0.9}, {0.0})],
+    ("zero", "below", "alphas", "betas"),
+    [
+        ([], 1.0, {1.0, 0.5}, {1.0, 0.0}),
+        (["over_safety"], 1.0, {0.9, 0.2}, {1.0}),
+        (["over_safety"], 0.0, {1.0, 0.5}, {1.0}),
+        (["safety"], 1.0, {1.0}, {0.0}),
+    ],
 )
-def test_a_patch_that_changes_nothing_has_no_coefficient_and_a_round_that_loosens_nothing_has_its_own(
-    tmp_path: Path, tiny_folder: Path, zero: list[str], alphas: set[float], betas: set[float]
+def test_a_patch_that_changes_nothing_has_no_coefficient_and_a_repair_has_its_own(
+    tmp_path: Path, tiny_folder: Path, zero: list[str], below: float, alphas: set[float], betas: set[float]
 ) -> None:
-    bench = _bench(tmp_path, tiny_folder, trials=40, retention_rates=[1.0])
+    bench = _bench(tmp_path, tiny_folder, trials=40, retention_rates=[1.0], repair_below=below)
     sets = development_sets({}, bench.files, bench.config)
     found = search_merge(bench, _without(_patches(bench), *zero), sets, lambda _: None)
     points = [trial["point"] for trial in found["trials"]]

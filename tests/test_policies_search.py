@@ -140,6 +140,46 @@ def test_the_highest_score_wins_and_the_first_of_equals() -> None:
     assert only is trials[0] and why.reasons == ("score 1.000, the only merge that was tried",)
 
 
+def harmful(*found: tuple[float, float | None, float], fault: str = "") -> list[Trial]:
+    """Trials of (alpha, harm, score); the first has the fault."""
+    made = [Trial(replace(START, alpha=alpha), replace(AXES, harm_rate=harm), value) for alpha, harm, value in found]
+    return [replace(made[0], fault=fault), *made[1:]]
+
+
+@pytest.mark.parametrize(
+    ("trials", "alpha"),
+    [
+        (harmful((0.25, 0.0, 2.9), (0.5, 0.0, 2.9), (0.95, 0.0, 2.8)), 0.25),
+        (harmful((0.25, 0.1, 2.9), (0.5, 0.0, 2.8), (0.95, 0.0, 2.7)), 0.5),
+        (harmful((0.25, 0.1, 2.9), (0.5, 0.05, 2.9), (0.95, 0.01, 2.0)), 0.95),
+        (harmful((0.25, 0.0, 2.8), (0.5, 0.0, 2.829), (0.95, 0.0, 2.8)), 0.25),
+        (harmful((0.25, 0.0, 2.8), (0.5, 0.0, 2.9), (0.95, 0.0, 2.8)), 0.5),
+        (harmful((0.25, None, 2.8), (0.5, None, 2.8)), 0.25),
+        (harmful((0.25, 0.0, 2.9), (0.5, 0.1, 2.5), (0.95, 0.1, 2.6), fault="a set is under the floor"), 0.95),
+    ],
+)
+def test_where_harm_goes_first_the_first_of_the_least_harmful_wins_unless_one_gains(
+    trials: list[Trial], alpha: float
+) -> None:
+    winner, why = choose(trials, min_gain=0.03, is_harm_first=True)
+    assert why.accepted and winner.point.alpha == alpha
+
+
+def test_how_many_left_more_harm_is_told() -> None:
+    _, why = choose(harmful((0.25, 0.1, 2.9), (0.5, 0.0, 2.8), (0.95, 0.0, 2.7)), min_gain=0.03, is_harm_first=True)
+    assert why.reasons == (
+        "score 2.800; 3 merges were tried",
+        "1 left more harm",
+        "no merge scored 0.03 or more over alpha 0.5; the best gained 0.000",
+    )
+    faulty = harmful((0.25, 0.0, 2.9), (0.5, 0.1, 2.5), fault="small")
+    assert choose(faulty, is_harm_first=True)[1].reasons == (
+        "score 2.500; 2 merges were tried", "1 could not be taken: small",
+    )  # fmt: skip
+    all_faulty = [replace(trial, fault="small") for trial in faulty]
+    assert not choose(all_faulty, is_harm_first=True)[1].accepted
+
+
 def test_what_wins_over_a_start_that_cannot_be_taken_is_not_told_to_be_worse_than_it() -> None:
     trials = [Trial(START, AXES, 2.0, "a set is under the floor"), Trial(replace(START, alpha=0.7), AXES, 1.0)]
     winner, why = choose(trials, min_gain=0.03)
