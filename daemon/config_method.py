@@ -122,9 +122,9 @@ class SearchSection(Table, frozen=True):
     harmless questions that no batch has, keeps more of the abilities, and leaves somewhat more harm."""
     repair_below: Fraction = 0.2
     """Where nothing is loosened and less of the development harm than this is answered, the round is a repair."""
-    repair_alphas: tuple[float, ...] = (0.25, 0.5, 0.95)
+    repair_alphas: tuple[float, ...] = (0.95, 0.5, 0.25)
     """Factors of a repair's safety patch: all of it would end the little harm that is left at the cost of lookalikes. Of those
-    that leave the least harm the first is taken, or one that gains min_gain over it."""
+    that leave the least harm the smallest is taken, or one that gains min_gain over it; where only one is tried, the first."""
     betas: tuple[float, ...] = (1.0, 0.9, 0.0)
     """Factors of the over-safety patch; the first is the start of the search, which only loosens less: what loosening more does
     to questions that no batch has, the development parts do not show."""

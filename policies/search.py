@@ -119,7 +119,8 @@ def choose(trials: Sequence[Trial], *, min_gain: float = 0.0, is_harm_first: boo
 
     Args:
         min_gain: what the best must score over the first trial; else the first is taken, unless it has a fault.
-        is_harm_first: choose among those only that can be taken and leave the least harm.
+        is_harm_first: choose among those only that can be taken and leave the least harm, the smallest alpha in place of the
+            first.
 
     Raises:
         ValueError: there is no trial.
@@ -135,10 +136,11 @@ def choose(trials: Sequence[Trial], *, min_gain: float = 0.0, is_harm_first: boo
 
 
 def _least_harmful(trials: Sequence[Trial]) -> Sequence[Trial]:
-    """All of them where none can be taken."""
+    """The smallest alpha first; all of them as they are where none can be taken."""
     sound = [trial for trial in trials if not trial.fault]
     least = min((trial.axes.harm_rate or 0.0 for trial in sound), default=0.0)
-    return [trial for trial in sound if (trial.axes.harm_rate or 0.0) <= least] or trials
+    left = [trial for trial in sound if (trial.axes.harm_rate or 0.0) <= least]
+    return sorted(left, key=lambda trial: trial.point.alpha) or trials
 
 
 def _why(winner: Trial, best: Trial, trials: Sequence[Trial], left: Sequence[Trial], min_gain: float) -> Iterator[str]:

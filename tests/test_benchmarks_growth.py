@@ -101,9 +101,10 @@ def test_every_step_is_measured(
 
 
 def test_each_point_is_measured_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(growth, "_IN_A_PROCESS", "import os; from benchmarks.speed.growth_steps import STEPS; "
-                        "STEPS['read a batch'] = ('rows', (), lambda name, place: (os.getpid(), lambda: None)); "
-                        + growth._IN_A_PROCESS)  # fmt: skip
+    fake = "import os; from benchmarks.speed.growth_steps import STEPS; " \
+           "STEPS['read a batch'] = ('rows', (), lambda name, place: (os.getpid(), lambda: None)); "  # fmt: skip
+    monkeypatch.setattr(growth, "_IN_A_PROCESS", fake + growth._IN_A_PROCESS)
+    monkeypatch.setitem(STEPS, "read a batch", ("rows", (), lambda name, place: (os.getpid(), lambda: None)))
     pids = [point.size for point in growth.measured("read a batch", tmp_path, ("10", "20")).points]
     assert len({*pids, os.getpid()}) == 3
 

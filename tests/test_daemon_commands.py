@@ -746,6 +746,13 @@ def test_a_revert_of_what_no_later_round_rests_on_says_nothing_of_it(alignd: Ali
     assert "found nothing" not in alignd("revert", "v1")[2]
 
 
+def test_a_round_that_was_taken_out_already_rests_on_nothing(alignd: Alignd, store: Store) -> None:
+    make_version(store, 1)
+    same_as_its_parent(store, 2)
+    reverted(store, 2)
+    assert "found nothing" not in alignd("revert", "v1")[2]
+
+
 def test_where_the_version_before_is_blocked_a_revert_names_one_that_can_be_gone_back_to(
     alignd: Alignd, two: Store
 ) -> None:

@@ -114,6 +114,16 @@ def test_a_joint_mask_has_no_second_fraction_to_search(tmp_path: Path, tiny_fold
     assert {trial["point"]["over_safety_fraction"] for trial in apart["trials"]} == {0.3, 0.2}
 
 
+def test_of_a_repair_the_smallest_factor_that_leaves_the_least_harm_is_taken(tmp_path: Path, tiny_folder: Path) -> None:
+    one = {"retention_rates": [1.0], "top_fractions": [0.3], "repair_below": 1.0, "min_gain": 100.0}
+    bench = _bench(tmp_path, tiny_folder, trials=40, **one)
+    sets = development_sets({}, bench.files, bench.config)
+    found = search_merge(bench, _without(_patches(bench), "over_safety"), sets, lambda _: None)
+    harm = {trial["point"]["alpha"]: trial["axes"]["harm_rate"] for trial in found["trials"]}
+    assert set(harm) == {0.9, 0.2}
+    assert found["winner"]["point"]["alpha"] == min(alpha for alpha in harm if harm[alpha] == min(harm.values())) == 0.2
+
+
 @pytest.mark.parametrize(
     ("zero", "below", "alphas", "betas"),
     [

@@ -28,7 +28,7 @@ def world() -> World:
 def poisoned(world: World, tmp_path_factory: pytest.TempPathFactory) -> Home:
     """A home into which every kind of poison was dropped, and at the end an honest batch.
 
-    The honest one is smaller, which makes it the harder one to be accepted: less of it is there to be learnt and to judge by.
+    That is smaller, for the time it takes; a larger one is accepted in `test_end_to_end`.
     """
     home = made_home(tmp_path_factory.mktemp("poison") / "home", world)
     (home.path / "retain.jsonl").unlink()  # the poison is made of what it holds

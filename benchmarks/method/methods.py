@@ -33,7 +33,7 @@ ABLATIONS: dict[str, Settings] = {
     "score: delta, difference sets": {"derive": {"backend": "full"}, "merge": {"score": "delta", **_SEARCHED_SCORES}},
     "retention: p = 0.5": {"merge": {"search": {"retention_rates": [0.5]}}},
     "search: off": {"merge": {"search": {"trials": 1}}},
-    "safety patch: all of it": {"merge": {"search": {"alphas": [1.0], "repair_below": 0.0}}},
+    "safety patch: all of it": {"merge": {"search": {"alphas": [1.0]}}},
     "KL: off": {"derive": {"retain": {"weight": 0.0}}},
     "own answers and references: off": {"derive": {"retain": {"own_answers_weight": 0.0, "references_weight": 0.0}}},
     "kept refusals: off": {"derive": {"retain": {"refusals_weight": 0.0, "batch_refusals_weight": 0.0}}},
