@@ -293,6 +293,17 @@ def test_nothing_is_published_while_held(store: Store) -> None:
     assert len(store.ledger.versions()) == 2
 
 
+def test_a_rollback_does_not_go_to_a_version_that_an_earlier_one_blocked(store: Store) -> None:
+    make_version(store, 1)
+    make_version(store, 2)
+    store.rollback("v0", reason="odd answers", **WHO)
+    store.promote("v2", force=True, reason="why not", **WHO)
+    with pytest.raises(RefusedError, match="v1 is blocked"):
+        store.rollback("v1", reason="odd answers", **WHO)
+    assert store.current().id == 2
+    assert store.rollback("v0", reason="odd answers", **WHO).id == 0
+
+
 def test_rollback_returns_to_the_one_before_blocks_and_holds(store: Store) -> None:
     make_version(store, 1)
     make_version(store, 2)
