@@ -94,12 +94,26 @@ def _nearest_that_differs(line: Sequence[VersionRow]) -> VersionRow | None:
 def revert(context: Context, args: argparse.Namespace) -> Answer:
     """Queues the round that takes one version's patch out."""
     with context.store() as store:
-        row = store.request_revert(args.ref, actor=context.actor, reason=args.reason, now=utc_now())
-        running = service_pid(store) is not None
-        notes = [] if running else ["no service is running; `alignd run` does the round"]
-        notes += _resting_on(store, row)
-    told = f"{row.id} is queued: it takes {version_name(row.target)} out and merges the other rounds again"
+        row = store.request_revert(args.ref, is_anew=args.anew, actor=context.actor, reason=args.reason, now=utc_now())
+        is_anew = row.kind == "consolidation"
+        notes = [*_without_service(store), *(() if is_anew else _resting_on(store, row))]
+    others = "learns all other batches anew, together" if is_anew else "merges the other rounds again"
+    told = f"{row.id} is queued: it takes {version_name(row.target)} out and {others}"
     return Answer(round_view(row), (told,), notes=tuple(notes))
+
+
+def consolidate(context: Context, args: argparse.Namespace) -> Answer:
+    """Queues the round that learns all batches anew, together."""
+    with context.store() as store:
+        row = store.request_consolidation(actor=context.actor, reason=args.reason, now=utc_now())
+        notes = tuple(_without_service(store))
+    told = f"{row.id} is queued: it learns all batches of {version_name(row.parent)} anew, together"
+    return Answer(round_view(row), (told,), notes=notes)
+
+
+def _without_service(store: Store) -> Iterator[str]:
+    if service_pid(store) is None:
+        yield "no service is running; `alignd run` does the round"
 
 
 def _resting_on(store: Store, asked: RoundRow) -> Iterator[str]:
@@ -110,11 +124,9 @@ def _resting_on(store: Store, asked: RoundRow) -> Iterator[str]:
     resting = [name for name, batch in batches.items() if batch is not None and batch.state == "published"]
     if target.touched_fraction == 0 or not resting:
         return
-    before = next(row for row in reversed(store.lineage(target.id)[:-1]) if not row.blocked)
     yield (
         f"{', '.join(resting)} found nothing to change, perhaps since {target.name} had mended what was dropped: then that "
-        f"harm is back without it, and the gates stop the revert. `alignd rollback {before.name}`, `alignd resume` and "
-        "`alignd retry BATCH` for each later batch learn them anew"
+        f"harm is back without it, and the gates stop the revert. `alignd revert {target.name} --anew` learns them again"
     )
 
 
@@ -274,9 +286,24 @@ COMMANDS: Final = (
     Command(
         "revert",
         "Take one version's patch out and merge the others again",
-        ("alignd revert v2", 'alignd revert v2 --reason "the batch was mislabelled"'),
+        ("alignd revert v2", 'alignd revert v2 --reason "the batch was mislabelled"', "alignd revert v1 --anew"),
         revert,
-        (arg("ref", **_REF), arg("--reason", default="reverted by hand", help="why, for the audit")),
+        (
+            arg("ref", **_REF),
+            arg(
+                "--anew",
+                action="store_true",
+                help="train: learn all other batches anew, together, as is done in any case once its batch was learnt so",
+            ),
+            arg("--reason", default="reverted by hand", help="why, for the audit"),
+        ),
+    ),
+    Command(
+        "consolidate",
+        "Learn all batches anew together, in place of one after another",
+        ("alignd consolidate", 'alignd consolidate --reason "before the audit"'),
+        consolidate,
+        (arg("--reason", default="asked for by hand", help="why, for the audit"),),
     ),
     Command(
         "promote",

@@ -111,6 +111,7 @@ def _why(store: Store, row: VersionRow, steps: Mapping[str, Any]) -> list[str]:
         row.state,
         steps,
         arrival=asdict(arrival) if arrival else None,
+        kind=made_by.kind if made_by else "",
         taken_out=views.version_name(made_by.target) if made_by else None,
         reasons=[imported, made_by.reason if made_by else "", _batch_reason(batch) if batch and row.blocked else ""],
     )

@@ -63,7 +63,8 @@ def _is_unpublished(ending: View) -> bool:
     """Whether a drop came to another end than a published version; a duplicate's end is that of the batch it repeats."""
     if ending["state"] == views.DUPLICATE:
         return bool(ending["original_state"] != "published")
-    return ending["state"] in UNPUBLISHED
+    is_spare = ending["name"] == views.CONSOLIDATION and ending["state"] == "rejected"  # it would have gained nothing
+    return ending["state"] in UNPUBLISHED and not is_spare
 
 
 def _waiting(context: Context, shared: Sequence[str], own: Mapping[str, str]) -> list[View]:
@@ -79,10 +80,10 @@ def _waiting(context: Context, shared: Sequence[str], own: Mapping[str, str]) ->
         return []
     with context.store() as store:
         rounds = store.ledger.rounds(*UNFINISHED)
-        waiting: list[BatchRow | RoundRow] = [row for row in rounds if row.kind == "revert"]
+        waiting: list[BatchRow | RoundRow] = [row for row in rounds if row.batch is None]
         waiting += store.ledger.batches(*UNFINISHED)
     told = {row.batch or row.id: own[row.id] for row in rounds if row.id in own} | dict(own)
-    first = waiting[0].name if waiting and isinstance(waiting[0], BatchRow) else "the revert"
+    first = views.waiting_view(waiting[0], ())["name"] if waiting else ""
     return [views.waiting_view(row, _reasons(row, shared, told) or [f"comes after {first}"]) for row in waiting]
 
 
@@ -92,7 +93,7 @@ def _reasons(row: BatchRow | RoundRow, shared: Sequence[str], told: Mapping[str,
 
 
 def endings(context: Context) -> dict[str, View]:
-    """What came to an end in this home so far, by key: batches, drops set aside unread, duplicates, and reverts."""
+    """What came to an end in this home so far, by key: batches, drops set aside unread, duplicates, and what was asked for."""
     from daemon.submit import UNFINISHED
 
     try:
@@ -102,7 +103,7 @@ def endings(context: Context) -> dict[str, View]:
             found = [views.ending_view(row, [v.id for v in versions if v.batch == row.sha256]) for row in ended]
             found += [views.ending_view(entry) for entry in store.quarantined() if entry.batch is None]
             rounds = store.ledger.rounds()
-            found += [views.revert_ending_view(row) for row in rounds if row.kind == "revert" and row.ended_at]
+            found += [views.request_ending_view(row) for row in rounds if row.batch is None and row.ended_at]
             duplicates = _duplicates(store)
     except StoreError:
         return {}  # `Service.run` makes a missing store, and tells of a broken one

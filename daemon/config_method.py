@@ -90,6 +90,8 @@ class DeriveSection(Table, frozen=True):
         objective="descent", max_steps=30, skip_below=0.25, open_at_least=0.1
     )
     retain: RetainSection = RetainSection()
+    consolidate_every: Count = 5
+    """Batches learnt one after another, after which all of the version's are learnt anew together; 0 = never."""
 
 
 class SearchSection(Table, frozen=True):
@@ -154,6 +156,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # As far as the paper pins it down; its hyper-parameters are not public, so the search covers them.
     "safepatching": {
         "derive": {
+            "consolidate_every": 0,
             "order": "independent",
             "backend": "full",
             "safety": {

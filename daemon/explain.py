@@ -247,26 +247,40 @@ def layer_grid(values: Mapping[str, float]) -> tuple[list[str], list[str], list[
 
 
 def why(
-    state: str, steps: Mapping[str, Any], *, arrival: View | None, taken_out: str | None, reasons: Sequence[str]
+    state: str,
+    steps: Mapping[str, Any],
+    *,
+    kind: str = "batch",
+    arrival: View | None,
+    taken_out: str | None,
+    reasons: Sequence[str],
 ) -> list[str]:
     """Why the version is what it is, as sentences: how it was made, what the gates said, who brought it into service.
 
     Args:
         state: of the version.
+        kind: of the round that made it.
         arrival: how it last became current; None when it never was.
         taken_out: the version whose patch a revert took out.
         reasons: what the ledger keeps with its round and its batch.
     """
     if state == "base":
         return ["the untouched model that the service was started with; no round made it"]
-    sentences = [f"the patch of {taken_out} was taken out and the others merged again, without training"] * bool(
-        taken_out
-    )
+    sentences = [_made_text(kind, steps, taken_out)] if kind in ("revert", "consolidation") else []
     gate = steps.get("gate")
     sentences += ["; ".join(map(str, gate["reasons"]))] if isinstance(gate, Mapping) and gate.get("reasons") else []
     sentences += [_arrival_text(arrival)] if arrival else []
     told = " ".join(sentences)
     return sentences + [reason for reason in dict.fromkeys(reasons) if reason and reason not in told]
+
+
+def _made_text(kind: str, steps: Mapping[str, Any], taken_out: str | None) -> str:
+    """How a version came to be that no batch was dropped for."""
+    if kind == "consolidation":
+        num_batches = (steps.get("gather") or {}).get("num_batches")
+        without = f", without that of {taken_out}" if taken_out else ""
+        return f"{num_batches} batches were learnt anew, all together{without}, in place of one after another"
+    return f"the patch of {taken_out} was taken out and the others merged again, without training"
 
 
 def _arrival_text(arrival: View) -> str:

@@ -164,6 +164,18 @@ def join(earlier: Mapping[str, TakenIn], sha256: str, taken: TakenIn) -> dict[st
     return batches
 
 
+def together(batches: Mapping[str, TakenIn]) -> TakenIn:
+    """All rows of several batches as one, each on the side that it had."""
+    rows: list[Row] = []
+    sides: dict[str, list[int]] = {"train": [], "dev": [], "gate": []}
+    for taken in batches.values():
+        for side, indices in sides.items():
+            indices += [len(rows) + i for i in getattr(taken.split, side)]
+        rows += taken.rows
+    split = Split(**{side: tuple(indices) for side, indices in sides.items()})
+    return TakenIn(rows, split, {"num_batches": len(batches)} | split.counts())
+
+
 def sequence_limit(model: Path, config: Config) -> int:
     """Tokens of prompt and response together: [derive] max_length, or the model's context where that is shorter."""
     context = context_tokens(model)

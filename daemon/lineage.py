@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,13 @@ from daemon.config import Config, ConfigError
 from daemon.intake import TakenIn, UnusableBatchError, apart, take_in
 from daemon.probes import ProbeFiles
 from patches.merge import OVER_SAFETY, SAFETY, Claims
-from state import overlay, patchfile
+from state import durable, overlay, patchfile
 from state.batches import file_sha256, identity
 from state.core import StoreCore
 from state.errors import StoreCorruptError
-from state.materialize import chain
+from state.materialize import build_folder, chain
 from state.overlay import Edit
+from state.patchfile import Entries
 from state.remedy import remedy
 from state.store import Store
 from state.tensors import ModelFolder, from_float32, to_float32
@@ -31,30 +33,53 @@ class Lineage:
     patches: tuple[str, ...]
     """Digests of patch files, oldest first."""
     batches: tuple[str, ...]
-    """The batch behind each of them."""
+    """The batch behind each of them; of a consolidation's patch, which is the first then, all that it was made from."""
     ground: int = 0
     """The version that they were merged into: the base, or one that was imported."""
+    num_together: int = 0
+    """How many of the first batches a consolidation made the first patch from; 0 where there was none."""
 
     def then(self, patch: str, batch: str) -> Lineage:
         """The recipe with one more round."""
         return replace(self, patches=(*self.patches, patch), batches=(*self.batches, batch))
 
+    def consolidated(self, patch: str) -> Lineage:
+        """The recipe with one patch in place of all, made from the same batches."""
+        return replace(self, patches=(patch,), num_together=len(self.batches))
+
     def without(self, patch: str) -> Lineage:
-        """The recipe with one round taken out."""
-        kept = [pair for pair in zip(self.patches, self.batches, strict=True) if pair[0] != patch]
-        return replace(self, patches=tuple(p for p, _ in kept), batches=tuple(b for _, b in kept))
+        """The recipe with one patch taken out, and what it was made from."""
+        kept = [(p, batches) for p, batches in self._rounds() if p != patch]
+        has_first = bool(self.num_together) and bool(kept) and kept[0][0] == self.patches[0]
+        return replace(
+            self,
+            patches=tuple(p for p, _ in kept),
+            batches=tuple(batch for _, batches in kept for batch in batches),
+            num_together=self.num_together if has_first else 0,
+        )
+
+    def without_batch(self, batch: str) -> Lineage:
+        """The batches but one, and no patches: what is left is to be learnt together."""
+        return replace(self, patches=(), batches=tuple(b for b in self.batches if b != batch), num_together=0)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for VERSION.json."""
         on_import = {"ground": f"v{self.ground}"} if self.ground else {}
-        return {"patches": list(self.patches), "batches": list(self.batches), **on_import}
+        together = {"num_together": self.num_together} if self.num_together else {}
+        return {"patches": list(self.patches), "batches": list(self.batches), **on_import, **together}
+
+    def _rounds(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Each patch with the batches behind it."""
+        first = max(1, self.num_together)
+        behind = [self.batches[:first], *((batch,) for batch in self.batches[first:])]
+        return list(zip(self.patches, behind, strict=True)) if self.patches else []
 
 
 def lineage_of(store: Store, version_id: int) -> Lineage:
     """The recipe of a version; empty for v0 and for an import."""
     recipe = store.version_record(version_id).get("lineage") or {}
-    ground = store.ground(version_id).id
-    return Lineage(tuple(recipe.get("patches", ())), tuple(recipe.get("batches", ())), ground)
+    patches, batches = tuple(recipe.get("patches", ())), tuple(recipe.get("batches", ()))
+    return Lineage(patches, batches, store.ground(version_id).id, recipe.get("num_together", 0))
 
 
 def earlier_batches(store: StoreCore, config: Config, lineage: Lineage, files: ProbeFiles) -> dict[str, TakenIn]:
@@ -97,7 +122,7 @@ def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> 
             at, kind = torch.from_numpy(indices), torch.from_numpy(kinds)
             by_safety.view(-1)[at] |= (kind & SAFETY) > 0
             by_over.view(-1)[at] |= (kind & OVER_SAFETY) > 0
-    ground = _ground_edits(store, lineage)
+    ground = ground_edits(store, lineage)
     for name in ground.keys() & shapes.keys():  # an import may have changed what no round here may touch
         edit = ground[name]
         # which patch of the other home wrote an entry is not known here: it is both kinds'
@@ -108,15 +133,21 @@ def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> 
 
 def remerge_edits(store: Store, lineage: Lineage, parent: ModelFolder) -> dict[str, Edit]:
     """Edits that turn a version into its ground with these patches merged again in order, each rounded as it was."""
+    return rebuilt_edits(store, lineage, parent, [patchfile.load(store, digest) for digest in lineage.patches])
+
+
+def rebuilt_edits(
+    store: StoreCore, lineage: Lineage, parent: ModelFolder, patches: Sequence[Mapping[str, Entries]]
+) -> dict[str, Edit]:
+    """Edits that turn a version into its ground with other patches than the recipe's merged in order."""
     base = ModelFolder.open(store.model_path(0))
-    ground = _ground_edits(store, lineage)
-    loaded = [patchfile.load(store, digest) for digest in lineage.patches]
+    ground = ground_edits(store, lineage)
     edits = {}
     for name, tensor in parent.tensors.items():
         raw = np.array(base.read_raw(name))
         if name in ground:
             raw[ground[name].indices] = ground[name].values
-        for entries in loaded:
+        for entries in patches:
             if name in entries:
                 indices, deltas = entries[name]
                 raw[indices] = from_float32(to_float32(raw[indices], tensor.dtype) + deltas, tensor.dtype)
@@ -126,7 +157,18 @@ def remerge_edits(store: Store, lineage: Lineage, parent: ModelFolder) -> dict[s
     return edits
 
 
-def _ground_edits(store: StoreCore, lineage: Lineage) -> Mapping[str, Edit]:
+def ground_folder(store: Store, lineage: Lineage, scratch: Path) -> Path:
+    """The model that the rounds of a recipe start from; built in the scratch folder where the store has let go of it."""
+    if store.is_materialized(lineage.ground):
+        return store.model_path(lineage.ground)
+    folder = scratch / "ground"
+    durable.remove_tree(folder)
+    build_folder(ModelFolder.open(store.model_path(0)), ground_edits(store, lineage), folder)
+    return folder
+
+
+def ground_edits(store: StoreCore, lineage: Lineage) -> Mapping[str, Edit]:
+    """What an imported ground changes of the base; nothing where the base is the ground."""
     for row in store.lineage(lineage.ground)[1:]:
         path = store.overlay_path(row.id)
         if file_sha256(path) != row.overlay:

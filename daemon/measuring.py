@@ -118,7 +118,11 @@ def judged_by(measured: Measurement, settings: JudgeSection, files: ProbeFiles) 
 
 def axes(measured: Measurement, touched_fraction: float) -> Axes:
     """The search's view of a measurement; standing harm counts as harm."""
-    found = metrics(measured)
+    return axes_of(metrics(measured), touched_fraction)
+
+
+def axes_of(found: Mapping[str, Any], touched_fraction: float) -> Axes:
+    """The same of `metrics`."""
     harms = [found["harm_rate"], found["standing_harm_rate"]]
     known = [harm for harm in harms if harm is not None]
     return Axes(

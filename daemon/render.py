@@ -24,7 +24,7 @@ from daemon.terminal import (
     width,
     wrapped,
 )
-from daemon.views import same_weights_as
+from daemon.views import same_weights_as, without_batch
 from state.quarantine import DROP_PREFIX
 
 View = Mapping[str, Any]
@@ -86,6 +86,7 @@ def _history_row(view: View, style: Style) -> list[str]:
 
 def _history_note(view: View) -> str:
     took_out = [f"takes {view['takes_out']} out"] if view["takes_out"] else []
+    took_out += ["all batches together"] if view["consolidated"] else []
     twin = same_weights_as(view)
     return ", ".join(filter(None, [*took_out, f"same weights as {twin}" if twin else "", flags(view)]))
 
@@ -147,7 +148,7 @@ def _switch(control: View | None) -> str:
 def _queue(queue: Sequence[View]) -> str:
     if not queue:
         return "empty"
-    names = [printable(item.get("name") or f"revert of {item.get('target')}") for item in queue[:3]]
+    names = [printable(item.get("name") or without_batch(item.get("target"))) for item in queue[:3]]
     names = [cut(name, _NAME_COLUMNS) for name in names]
     more = f" and {len(queue) - 3} more" if len(queue) > 3 else ""
     return f"{len(queue)}: {', '.join(names)}{more}"
@@ -157,7 +158,7 @@ def round_text(view: View | None, style: Style) -> str:
     """What the running round is at, or was when its service went, in one line."""
     if view is None:
         return NOTHING
-    what = view["batch_name"] or (f"revert of {view['target']}" if view["target"] else "")
+    what = view["batch_name"] or without_batch(view["target"])
     parts = [_step_text(view)]
     if view["fraction"] is not None:
         parts.append(f"{bar(view['fraction'], 10)} {view['fraction'] * 100:.0f}%")

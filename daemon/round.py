@@ -8,28 +8,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from msgspec.structs import replace
+from msgspec.structs import replace as with_fields
 
 from daemon import judging, probes
 from daemon.candidate import Candidate, MergedEdits, keep_patch, sparse_entries, write_candidate
 from daemon.config import Config, GatesSection, to_dict
 from daemon.groundwork import sound_models
-from daemon.intake import TakenIn, UnusableBatchError, join, take_in
-from daemon.lineage import Lineage, claims, earlier_batches, lineage_of, remerge_edits
+from daemon.intake import TakenIn, UnusableBatchError, join, take_in, together
+from daemon.lineage import (
+    Lineage,
+    claims,
+    earlier_batches,
+    ground_folder,
+    lineage_of,
+    rebuilt_edits,
+    remerge_edits,
+)
 from daemon.making import make_patch
-from daemon.measuring import counts, gate_results, gate_sets, judged_by, measure_sets, metrics
+from daemon.measuring import axes_of, counts, gate_results, gate_sets, judged_by, measure_sets, metrics
 from daemon.patching import Patching
 from daemon.probes import ProbeFiles
 from daemon.progress import Outcome, Reporter
 from daemon.resume import INPUTS, settle
+from daemon.searching import weights_of
 from daemon.workbench import Workbench
 from patches.merge import SparsePatch
 from patches.model import load_model
+from policies.consolidation import is_no_worse
+from policies.decision import Decision
 from policies.gates import decide
 from state.rows import RoundRow
 from state.store import Store
@@ -67,7 +78,7 @@ def run(store: Store, config: Config, row: RoundRow, reporter: Reporter) -> Outc
     row = settle(store, config, row, files)
     round_ = Round(store, config, row, reporter, files, dict(row.artefacts))
     with sound_models(store, row):
-        return _revert(round_) if row.kind == "revert" else _batch(round_)
+        return _KINDS[row.kind](round_)
 
 
 def _batch(round_: Round) -> Outcome:
@@ -104,12 +115,41 @@ def _revert(round_: Round) -> Outcome:
     return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage)
 
 
+def _consolidate(round_: Round) -> Outcome:
+    """Derive one pair of patches from all batches together, from where the first round began; without one, if it is to go.
+
+    What tells harm from lookalikes is learnt better from many categories at once than from one and repairs behind it.
+    """
+    store, config, row = round_.store, round_.config, round_.row
+    lineage = lineage_of(store, row.parent)
+    if row.target is not None:
+        lineage = lineage.without_batch(store.version(row.target).batch or "")
+    batches = earlier_batches(store, config, lineage, round_.files)
+    taken = together(batches)
+    round_.done("gather", lambda: taken.stats | {INPUTS: round_.files.digests})
+
+    bench = _open_bench(round_, batches, ground_folder(store, lineage, store.scratch(row.id)))
+    claimed = partial(claims, store, replace(lineage, patches=(), batches=(), num_together=0))
+    work = Patching(bench, store.scratch(row.id), taken=taken, earlier={}, seed=_seed(row, config))
+    patch = make_patch(work, claimed, done=round_.done, progress=round_.progress)
+    merge = round_.done("merge", lambda: _merge_anew(round_, patch, lineage))
+    return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage.consolidated(merge["patch"]))
+
+
 def _merge(round_: Round, patch: SparsePatch) -> dict[str, Any]:
     parent = ModelFolder.open(round_.store.model_path(round_.row.parent))
     edits = MergedEdits(parent, sparse_entries(patch))
     provenance = {"round": round_.row.id, "batch": round_.row.batch or "", "parent": f"v{round_.row.parent}"}
     digest = keep_patch(round_.store, patch, provenance, folder=round_.store.scratch(round_.row.id))
     return _plain(_write(round_, edits, digest))
+
+
+def _merge_anew(round_: Round, patch: SparsePatch, lineage: Lineage) -> dict[str, Any]:
+    """The candidate is the ground with this patch alone; its overlay undoes what earlier rounds wrote."""
+    store, row = round_.store, round_.row
+    edits = rebuilt_edits(store, lineage, ModelFolder.open(store.model_path(row.parent)), [sparse_entries(patch)])
+    provenance = {"round": row.id, "batches": " ".join(lineage.batches), "parent": f"v{row.parent}"}
+    return _plain(_write(round_, edits, keep_patch(store, patch, provenance, folder=store.scratch(row.id))))
 
 
 def _remerge(round_: Round, lineage: Lineage) -> dict[str, Any]:
@@ -139,7 +179,7 @@ def _judge(
     """Measure candidate, current version and v0 on the same gate probes; the gates decide."""
     folder = round_.store.scratch(round_.row.id) / merge["staging_model"]
     numbers = round_.done("evaluate", lambda: _evaluate(round_, bench, batches, folder))
-    gate = round_.done("gate", lambda: _decide(numbers, _gates(round_)))
+    gate = round_.done("gate", lambda: _decide(round_, numbers))
     if not gate["accepted"]:
         return Outcome("rejected", tuple(gate["reasons"]))
     measured = {name: numbers[name] for name in ("candidate", "current", "base")}
@@ -174,20 +214,28 @@ def _evaluate(round_: Round, bench: Workbench, batches: Mapping[str, TakenIn], f
     }
 
 
-def _decide(numbers: Mapping[str, Any], gates: GatesSection) -> dict[str, Any]:
+def _decide(round_: Round, numbers: Mapping[str, Any]) -> dict[str, Any]:
     """The verdict of every gate on what was measured, and the decision they come to."""
-    results = gate_results(numbers["counts"], numbers, gates)
+    results = gate_results(numbers["counts"], numbers, _gates(round_))
     verdict = decide(results)
+    if verdict.accepted and round_.row.kind == "consolidation" and round_.row.target is None:
+        verdict = _worth(round_.config, numbers)
     return {"accepted": verdict.accepted, "reasons": verdict.reasons, "gates": [result.to_dict() for result in results]}
 
 
+def _worth(config: Config, numbers: Mapping[str, Any]) -> Decision:
+    """Whether a consolidation loses nothing that the current version has."""
+    candidate, current = (axes_of(numbers[name], 0.0) for name in ("candidate", "current"))
+    return is_no_worse(candidate, current, weights_of(config), config.merge.search.min_gain)
+
+
 def _gates(round_: Round) -> GatesSection:
-    """The configured gates. A revert may bring refusals back, and its own batch's harm; never that of the others."""
+    """The configured gates. What takes a batch out may bring refusals back, and that batch's harm; never the others'."""
     gates = round_.config.gates
-    if round_.row.kind != "revert":
+    if round_.row.target is None:
         return gates
-    lenient = {name: replace(getattr(gates, name), klass="wanted") for name in ("over_safety", "right")}
-    return replace(gates, **lenient)
+    lenient = {name: with_fields(getattr(gates, name), klass="wanted") for name in ("over_safety", "right")}
+    return with_fields(gates, **lenient)
 
 
 def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[str, Any]:
@@ -207,12 +255,13 @@ def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[s
     }
 
 
-def _open_bench(round_: Round, batches: Mapping[str, TakenIn]) -> Workbench:
+def _open_bench(round_: Round, batches: Mapping[str, TakenIn], start: Path | None = None) -> Workbench:
+    """Args: start: folder of the model that is trained and measured; the current version's when left out."""
     store, config = round_.store, round_.config
     harmful = [row.response for taken in batches.values() for row in taken.rows]
     bench = Workbench.open(
         config,
-        store.model_path(round_.row.parent),
+        start or store.model_path(round_.row.parent),
         store.model_path(0),
         round_.files,
         harmful=harmful,
@@ -225,3 +274,10 @@ def _open_bench(round_: Round, batches: Mapping[str, TakenIn]) -> Workbench:
 def _seed(row: RoundRow, config: Config) -> int:
     """One seed a round: the configured one and the round's number."""
     return config.seed * 1_000_003 + int(row.id.removeprefix("r"))
+
+
+_KINDS: Final[Mapping[str, Callable[[Round], Outcome]]] = {
+    "batch": _batch,
+    "revert": _revert,
+    "consolidation": _consolidate,
+}

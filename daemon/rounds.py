@@ -10,7 +10,7 @@ import structlog
 
 from daemon import config as settings
 from daemon.config import Config
-from daemon.job import Job, Workshop
+from daemon.job import ACTOR, Job, Workshop
 from daemon.log import (
     ROUND_HELD_BACK,
     ROUND_RESUMED,
@@ -20,6 +20,7 @@ from daemon.probes import lacking
 from daemon.progress import FailedEvent, StepEvent
 from daemon.timers import cron_setting
 from daemon.verdicts import Verdicts
+from policies.consolidation import is_due
 from policies.decision import Decision
 from policies.schedule import Situation, may_start_round, retry_at
 from state.errors import RefusedError, StoreError
@@ -63,13 +64,10 @@ class Rounds:
             self._start_next()
 
     def next_work(self) -> Work | None:
-        """What runs next: an interrupted round, then revert requests, then batches in order of arrival."""
+        """What runs next: an interrupted round, then what was asked for, then batches in order of arrival."""
         ledger = self._store.ledger
-        for round_ in ledger.rounds("running"):
+        for round_ in (*ledger.rounds("running"), *ledger.rounds("queued")):
             return round_
-        reverts = [row for row in ledger.rounds("queued") if row.kind == "revert"]
-        if reverts:
-            return reverts[0]
         return next((row for row in ledger.batches("queued") if row.stats), None)
 
     def next_retry(self) -> datetime | None:
@@ -119,6 +117,7 @@ class Rounds:
         return ""
 
     def _start_next(self) -> None:
+        self._ask_to_consolidate()
         work = self.next_work()
         if isinstance(work, RoundRow) and work.state == "running":
             overtaken = self._overtaken_by(work.id)
@@ -132,6 +131,14 @@ class Rounds:
         if work is not None and decision.accepted:
             self._start(work)
         return None
+
+    def _ask_to_consolidate(self) -> None:
+        every = self._shop.config.derive.consolidate_every
+        due = is_due(self._store.learnt_alone(every), every)
+        if due.accepted and not self._store.ledger.rounds("queued", "running", "awaiting_approval"):
+            with contextlib.suppress(RefusedError):  # reverts may have left a single batch of them
+                reason = due.reasons[0]
+                self._store.request_consolidation(actor=ACTOR, reason=reason, now=self._shop.stamp())
 
     def _count_cut_off(self, round_: RoundRow) -> None:
         # no wait: mostly it was not the round that ended the service
@@ -180,7 +187,7 @@ class Rounds:
             return work
         config, now = settings.of_round(self._shop.config), self._shop.stamp()
         if isinstance(work, RoundRow):
-            return self._store.begin_revert(work.id, config=config, now=now)
+            return self._store.begin_queued(work.id, config=config, now=now)
         return self._store.begin_round(work.sha256, config=config, now=now)
 
     def _finish_step(self, event: StepEvent) -> None:

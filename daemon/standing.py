@@ -79,6 +79,7 @@ def names(store: Store, versions: Sequence[VersionRow]) -> Names:
         tags=tags,
         round_reasons={row.id: row.reason for row in rounds if row.reason},
         taken_out={row.id: row.target for row in rounds if row.target is not None},
+        consolidations={row.id for row in rounds if row.kind == "consolidation"},
         base_metrics=base_metrics(store),
     )
 

@@ -50,7 +50,7 @@ def status_view(standing: Standing) -> View:
         "paused": standing.paused is not None,
         "pause": control_view(standing.paused),
         "round": _running_view(standing),
-        "queue": [*map(_revert_request_view, standing.waiting_rounds), *map(_queued_view, standing.queued)],
+        "queue": [*map(_request_view, standing.waiting_rounds), *map(_queued_view, standing.queued)],
         "inbox": {"waiting": standing.num_waiting},
         "quarantine": standing.num_quarantined,
         "service": {
@@ -103,5 +103,5 @@ def _queued_view(row: BatchRow) -> View:
     }
 
 
-def _revert_request_view(row: RoundRow) -> View:
-    return {"kind": "revert", "round": row.id, "target": version_name(row.target), "received": row.started_at}
+def _request_view(row: RoundRow) -> View:
+    return {"kind": row.kind, "round": row.id, "target": version_name(row.target), "received": row.started_at}

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+_LEARN: Final = ("teach", "choose", "over_safety", "safety", "score", "search", "mask", "merge")
+_JUDGE: Final = ("evaluate", "gate")
 STEPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "batch": (
-        "parse",
-        "teach",
-        "choose",
-        "over_safety",
-        "safety",
-        "score",
-        "search",
-        "mask",
-        "merge",
-        "evaluate",
-        "gate",
-    ),
-    "revert": ("remerge", "evaluate", "gate"),
+    "batch": ("parse", *_LEARN, *_JUDGE),
+    "revert": ("remerge", *_JUDGE),
+    "consolidation": ("gather", *_LEARN, *_JUDGE),
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from daemon import charts, terminal
+from daemon.views import without_batch
 from state.text import printable
 
 
@@ -45,6 +46,7 @@ def _environment() -> Environment:
         "capitalized": lambda text: text[:1].upper() + text[1:],
         "heat": charts.heat,
         "metric": _metric,
+        "without_batch": without_batch,
     }
     return environment
 

@@ -33,6 +33,11 @@ NOTE: Final = "verdicts"
 _log = structlog.get_logger()
 
 
+def is_wanted(row: RoundRow) -> bool:
+    """Whether something is missing without a version of this round; a consolidation may well gain nothing."""
+    return row.batch is not None or row.target is not None
+
+
 class Verdicts:
     """Ends rounds in the ledger, commits their versions, and cleans up after them."""
 
@@ -64,19 +69,18 @@ class Verdicts:
         return None
 
     def abandon(self, round_id: str, reason: str) -> None:
-        """Ends a round that something else has overtaken; its batch is queued again, a revert asked for again."""
+        """Ends a round that something else has overtaken; its batch is queued again, what it was to take out asked for again."""
         row = self._store.round(round_id)
         ended = self._store.end_round(round_id, "superseded", reason=reason, now=self._shop.stamp())
         _log.warning(ROUND_ABANDONED, round=round_id, cause=reason, state=ended.state)
         self._clear(round_id)
-        if row.kind == "revert" and row.state == "running" and row.target is not None:
-            self._ask_again(row.target, row.reason or reason)
+        if row.target is not None and row.state == "running":
+            self._ask_again(row, reason)
 
-    def _ask_again(self, target: int, reason: str) -> None:
-        try:
-            self._store.request_revert(f"v{target}", actor=ACTOR, reason=reason, now=self._shop.stamp())
-        except (RefusedError, NotFoundError):
-            return  # the version is not in service any more, which is what was asked for
+    def _ask_again(self, row: RoundRow, reason: str) -> None:
+        is_anew, why, now = row.kind == "consolidation", row.reason or reason, self._shop.stamp()
+        with contextlib.suppress(RefusedError, NotFoundError):  # not in service any more, which is what was asked for
+            self._store.request_revert(f"v{row.target}", is_anew=is_anew, actor=ACTOR, reason=why, now=now)
 
     def _commit(self, row: RoundRow, result: Mapping[str, Any]) -> datetime | None:
         lacking = {"staging_model", "overlay", "record"} - result.keys()
@@ -122,7 +126,7 @@ class Verdicts:
         return self._store.scratch(row.id) / path  # an absolute path stays as it is
 
     def _reject(self, row: RoundRow, reason: str) -> None:
-        self._shop.num_bad += 1
+        self._shop.num_bad += is_wanted(row)
         self._store.end_round(row.id, "rejected", reason=reason, now=self._shop.stamp())
         _log.warning(ROUND_REJECTED, round=row.id, batch=row.batch, reason=reason)
         self._tidy(row.id)

@@ -6,7 +6,7 @@ Shares are in [0, 1], times UTC ISO-8601, versions are named `v3`. What was not 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from state.quarantine import Quarantined
 from state.rows import AuditRow, BatchRow, ControlRow, DuplicateRow, RoundRow, VersionRow
 
 DUPLICATE: Final = "duplicate"
+CONSOLIDATION: Final = "consolidation"
 AXES: Final = ("harm_rate", "over_refusal_rate", "utility")
 JUDGE: Final = "judge"
 """Among metrics: who judged, and no number."""
@@ -33,6 +34,8 @@ class Names:
     round_reasons: Mapping[str, str] = field(default_factory=dict)
     taken_out: Mapping[str, int] = field(default_factory=dict)
     """Round -> the version whose patch it took out."""
+    consolidations: Collection[str] = ()
+    """Rounds that learnt all batches anew together."""
     base_metrics: Mapping[str, Any] = field(default_factory=dict)
     """What the newest round that measured anything measured on the base."""
 
@@ -77,6 +80,7 @@ def version_view(row: VersionRow, names: Names) -> View:
         "tags": list(names.tags.get(row.id, ())),
         "reason": names.round_reasons.get(row.round, "") if row.round else "",
         "takes_out": version_name(names.taken_out.get(row.round)) if row.round else None,
+        "consolidated": row.round in names.consolidations,
     }
 
 
@@ -130,11 +134,16 @@ def ending_view(end: BatchRow | Quarantined, versions: Sequence[int] = ()) -> Vi
     }
 
 
-def revert_ending_view(row: RoundRow) -> View:
-    """How a revert ended, as `ending_view` tells of batches."""
+def without_batch(target: str | None) -> str:
+    """What a round is called that no batch was dropped for, by the version that it takes out."""
+    return f"revert of {target}" if target else CONSOLIDATION
+
+
+def request_ending_view(row: RoundRow) -> View:
+    """How a revert or a consolidation ended, as `ending_view` tells of batches."""
     return {
         "id": row.id,
-        "name": f"revert {version_name(row.target)}",
+        "name": without_batch(version_name(row.target)),
         "state": row.state,
         "reason": "" if row.version is not None else row.reason,
         "versions": [] if row.version is None else [version_name(row.version)],
@@ -154,10 +163,10 @@ def duplicate_view(row: DuplicateRow, known: BatchRow) -> View:
 
 
 def waiting_view(row: BatchRow | RoundRow, reasons: Sequence[str]) -> View:
-    """A batch or revert that has not come to its end, and why, as `ending_view` tells of those that have."""
+    """What has not come to its end, and why, as `ending_view` tells of what has."""
     return {
         "id": row.sha256 if isinstance(row, BatchRow) else row.id,
-        "name": row.name if isinstance(row, BatchRow) else f"revert {version_name(row.target)}",
+        "name": row.name if isinstance(row, BatchRow) else without_batch(version_name(row.target)),
         "state": "interrupted" if row.state == "running" else row.state,
         "reason": "; ".join(reasons),
         "versions": [],

@@ -81,7 +81,7 @@ def _round_line(store: Store, row: RoundRow) -> View:
     batch = store.ledger.batch(row.batch) if row.batch else None
     return {
         "id": row.id,
-        "what": batch.name if batch else f"revert of v{row.target}",
+        "what": batch.name if batch else views.without_batch(views.version_name(row.target)),
         "batch": row.batch,
         "state": row.state,
         "ended": row.ended_at,

@@ -13,7 +13,7 @@ from state.quarantine import DROPPED, Quarantine
 from state.rows import BatchRow, BatchState, DuplicateRow, RoundRow, RoundState
 
 OPEN_STATES = ("queued", "running")
-_AT_WORK = "round_at_work"
+_AT_WORK, CONSOLIDATED_AT = "round_at_work", "consolidated_at"
 RETRY_STATES = ("rejected", "rolled_back", "reverted", "quarantined")
 
 
@@ -133,8 +133,8 @@ class Queue(Quarantine):
                 self.ledger.save(round_)
         return round_
 
-    def begin_revert(self, round_id: str, *, config: dict[str, Any], now: str, actor: str = "service") -> RoundRow:
-        """Start a queued revert round on the current version; refusals as in `begin_round`."""
+    def begin_queued(self, round_id: str, *, config: dict[str, Any], now: str, actor: str = "service") -> RoundRow:
+        """Start a queued round, of a revert or a consolidation, on the current version; refusals as in `begin_round`."""
         with self._changing(f"begin {round_id}"):
             row = self.round(round_id)
             self._check_may_begin()
@@ -150,6 +150,8 @@ class Queue(Quarantine):
             )
             with self._transaction("round_started", row.id, actor=actor, now=now, details={"target": row.target}):
                 self.ledger.save(row)
+                if row.kind == "consolidation":
+                    self.ledger.set_note(CONSOLIDATED_AT, str(row.parent))
         return row
 
     def finish_step(self, round_id: str, step: str, result: dict[str, Any]) -> RoundRow:
@@ -233,31 +235,6 @@ class Queue(Quarantine):
                 raise RefusedError(f"the files of batch {row.name} are gone", "drop them in the inbox again")
             return self._requeue(row, "batch_retried", actor=actor, now=now)
 
-    def request_revert(self, ref: str, *, actor: str, reason: str, now: str) -> RoundRow:
-        """Queue a round that takes one version's patch out and merges the rest again.
-
-        Raises:
-            RefusedError: the version is not part of the current one, or is asked for already.
-        """
-        with self._changing(f"revert {ref}"):
-            target = self.resolve(ref)
-            self._check_revertible(target.id)
-            round_ = RoundRow(
-                id=f"r{self.ledger.next_number(RoundRow):06d}",
-                kind="revert",
-                batch=None,
-                target=target.id,
-                parent=self.current().id,
-                state="queued",
-                step=None,
-                started_at=now,
-                reason=reason,
-            )
-            details = {"round": round_.id, "reason": reason}
-            with self._transaction("revert_requested", target.name, actor=actor, now=now, details=details):
-                self.ledger.save(round_)
-        return round_
-
     def find_batch(self, ref: str) -> BatchRow:
         """The batch with this sha256 or name, or a sha256 that starts so (4 characters or more).
 
@@ -287,40 +264,3 @@ class Queue(Quarantine):
             raise RefusedError(f"paused since {paused.since}: {paused.reason}", "`alignd resume` goes on")
         for row in self.ledger.rounds("running"):
             raise RefusedError(f"round {row.id} is running", "wait for it, or `alignd abort`")
-
-    def _check_revertible(self, target: int) -> None:
-        if target == 0:
-            raise RefusedError(
-                "v0 is the base: it has no round to take out",
-                "name a version that came of a batch; see `alignd history`",
-            )
-        reverted = {row.target for row in self.ledger.rounds("queued", "running", "awaiting_approval")}
-        for version in self.lineage(self.current().id)[1:]:
-            round_ = self.ledger.round(version.round or "")
-            reverted.add(round_.target if round_ else None)
-        if target in reverted:
-            raise RefusedError(
-                f"v{target} is reverted already, or about to be", "`alignd history` says which version took it out"
-            )
-        current = self.current()
-        recipe = self.version_record(current.id).get("lineage") or {}
-        if recipe.get("patches") == [self.version(target).patch]:
-            raise RefusedError(
-                f"v{target} is the only round in {current.name}: without it the model is "
-                f"{self.ground_in_words(current.id)}",
-                f"`alignd rollback {self.ground(current.id).name}` serves that, and holds until you resume",
-            )
-        if target not in {row.id for row in self.lineage(self.current().id)[1:]}:
-            raise RefusedError(
-                f"v{target} is not part of the current version", "only a version that current builds on can go"
-            )
-        if self.version(target).is_import:
-            raise RefusedError(
-                f"v{target} was imported: it has no round of this home to take out",
-                "`alignd rollback REF` goes back to a version without it",
-            )
-        if self.version(target).batch is None:
-            raise RefusedError(
-                f"v{target} has no round to take out: it took one out itself",
-                "`alignd retry BATCH` trains a batch that was taken out again",
-            )

@@ -13,7 +13,7 @@ BatchState = Literal[
     "reverted",
     "awaiting_approval",
 ]
-RoundKind = Literal["batch", "revert"]
+RoundKind = Literal["batch", "revert", "consolidation"]
 RoundState = Literal[
     "queued", "running", "published", "rejected", "failed", "superseded", "awaiting_approval", "aborted"
 ]
@@ -40,13 +40,13 @@ class BatchRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One attempt to turn a batch (or a revert request) into a version."""
+    """One attempt to turn a batch, a request to revert one, or all batches together into a version."""
 
     id: str
     kind: RoundKind
     batch: str | None
     target: int | None
-    """Version to take out; only for `revert`."""
+    """Version to take out, of a `revert`; also of a `consolidation` that is to do without its batch."""
     parent: int
     state: RoundState
     step: str | None

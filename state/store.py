@@ -13,16 +13,17 @@ from state.errors import StoreMissingError
 from state.layout import Layout
 from state.ledger import Ledger
 from state.quarantine import DROP_PREFIX
-from state.queue import Queue
 from state.remedy import LEDGER
+from state.requests import Requests
 from state.serving import Serving
 
 if TYPE_CHECKING:
     from state.upgrade import Upgrade
 
 
-class Store(Queue, Versions, Serving):
-    """One home's store; its operations are in `queue.Queue`, `switch.Switch`, `commit.Versions` and `serving.Serving`.
+class Store(Requests, Versions, Serving):
+    """One home's store; its operations are in `queue.Queue`, `requests.Requests`, `switch.Switch`, `commit.Versions` and
+    `serving.Serving`.
 
     A context manager that closes the ledger. May be shared by threads; each process opens its own.
     """

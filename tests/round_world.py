@@ -172,7 +172,7 @@ class Home:
     def revert(self, ref: str) -> VersionRow:
         """A version taken out again."""
         asked = self.store.request_revert(ref, actor="test", reason="wrong batch", now=NOW)
-        round_ = self.store.begin_revert(asked.id, config=settings.to_dict(self.config), now=NOW)
+        round_ = self.store.begin_queued(asked.id, config=settings.to_dict(self.config), now=NOW)
         return self.commit(round_.id, self.run(round_.id))
 
     def record(self, version: VersionRow) -> dict[str, Any]:

@@ -352,7 +352,7 @@ def test_a_round_that_was_refused_moves_no_figure_of_the_base(alignd: Alignd, st
 def reverted(store: Store, target: int) -> None:
     """The version that a revert makes; what it changes is of no matter here."""
     row = store.request_revert(f"v{target}", reason="mislabelled", **WHO)
-    store.begin_revert(row.id, config={}, now=NOW)
+    store.begin_queued(row.id, config={}, now=NOW)
     arguments = prepare(store, row.id, 9)
     arguments["record"]["kind"] = "revert"
     store.commit_version(row.id, **arguments, state="published", now=NOW)
@@ -738,7 +738,7 @@ def test_a_revert_says_which_later_rounds_rest_on_what_it_takes_out(alignd: Alig
     same_as_its_parent(store, 3)
     same_as_its_parent(store, 4)
     assert "v3, v4 found nothing to change, perhaps since v1 had mended" in alignd("revert", "v1")[2]
-    assert "`alignd rollback v1`, `alignd resume` and `alignd retry BATCH`" in alignd("revert", "v2")[2]
+    assert "`alignd revert v2 --anew` learns them again" in alignd("revert", "v2")[2]
     assert "found nothing" not in alignd("revert", "v3")[2]
 
 
@@ -753,18 +753,7 @@ def test_a_round_that_was_taken_out_already_rests_on_nothing(alignd: Alignd, sto
     assert "found nothing" not in alignd("revert", "v1")[2]
 
 
-def test_where_the_version_before_is_blocked_a_revert_names_one_that_can_be_gone_back_to(
-    alignd: Alignd, two: Store
-) -> None:
-    same_as_its_parent(two, 3)
-    two.rollback("v0", reason="worse", **WHO)
-    two.resume(**WHO)
-    two.promote("v3", force=True, reason="why not", **WHO)
-    assert "`alignd rollback v0`, " in alignd("revert", "v2")[2]
-    assert alignd("rollback", "v0")[0] == exitcodes.OK
-
-
-def test_what_a_revert_advises_is_not_undone_by_the_revert_itself(alignd: Alignd, store: Store) -> None:
+def test_going_back_by_hand_is_not_undone_by_a_revert_that_was_asked_for(alignd: Alignd, store: Store) -> None:
     make_version(store, 1)
     same_as_its_parent(store, 2)
     queued = alignd.json("revert", "v1")["id"]
@@ -786,9 +775,9 @@ def test_a_revert_that_ended_is_among_what_came_to_an_end(alignd: Alignd, two: S
     before = endings(context)
     queued = alignd.json("revert", "v1")["id"]
     assert endings(context) == before
-    two.begin_revert(queued, config={}, now=WHO["now"])
+    two.begin_queued(queued, config={}, now=WHO["now"])
     alignd("abort")
-    assert endings(context)[queued]["name"] == "revert v1"
+    assert endings(context)[queued]["name"] == "revert of v1"
 
 
 def test_abort_ends_the_round_and_retry_brings_the_batch_back(alignd: Alignd, store: Store) -> None:

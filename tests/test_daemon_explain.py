@@ -231,7 +231,9 @@ ARRIVAL = PointerRow(3, 2, 1, "publish", "service", "", AT)
 
 
 def test_why_tells_how_it_was_made_judged_and_brought_into_service() -> None:
-    told = explain.why("published", STEPS, arrival=asdict(ARRIVAL), taken_out="v1", reasons=["wrong batch"])
+    told = explain.why(
+        "published", STEPS, kind="revert", arrival=asdict(ARRIVAL), taken_out="v1", reasons=["wrong batch"]
+    )
     assert told == [
         "the patch of v1 was taken out and the others merged again, without training",
         "every gate passed",

@@ -532,7 +532,7 @@ def test_of_two_reverts_that_would_leave_no_round_the_second_is_rejected(home: H
     home.play(2)
     asked = [home.store.request_revert(name, actor="test", reason="wrong", now=NOW) for name in ("v1", "v2")]
     for row in asked:
-        home.store.begin_revert(row.id, config=to_dict(home.config), now=NOW)
+        home.store.begin_queued(row.id, config=to_dict(home.config), now=NOW)
         outcome = home.run(row.id)
         if outcome.outcome == "ready":
             home.commit(row.id, outcome)
@@ -554,7 +554,7 @@ def test_a_killed_revert_goes_on_where_it_was(home: Home) -> None:
     home.play(1)
     home.play(2)
     asked = home.store.request_revert("v2", actor="test", reason="wrong", now=NOW)
-    round_ = home.store.begin_revert(asked.id, config=to_dict(home.config), now=NOW)
+    round_ = home.store.begin_queued(asked.id, config=to_dict(home.config), now=NOW)
     for step in STEPS["revert"]:
         with pytest.raises(KilledError):
             home.run(round_.id, kill_at=step)
@@ -838,7 +838,7 @@ def test_a_round_whose_probes_changed_while_it_lay_begins_anew(home: Home, kind:
         home.play(1)
         home.play(2)
         asked = home.store.request_revert("v2", actor="test", reason="wrong", now=NOW)
-        round_id = home.store.begin_revert(asked.id, config=to_dict(home.config), now=NOW).id
+        round_id = home.store.begin_queued(asked.id, config=to_dict(home.config), now=NOW).id
     first, last = STEPS[kind][0], STEPS[kind][-1]
     with pytest.raises(KilledError):
         home.run(round_id, kill_at="evaluate")

@@ -65,6 +65,7 @@ def test_a_version_has_the_promised_fields() -> None:
         "tags": ["good"],
         "reason": "every gate passed",
         "takes_out": None,
+        "consolidated": False,
     }
 
 
@@ -136,14 +137,14 @@ def test_a_revert_ends_with_its_version_or_with_the_reason_why_there_is_none() -
     revert = replace(
         ROUND, id="r000003", kind="revert", batch=None, target=1, state="rejected", reason="gate harm failed"
     )
-    view = views.revert_ending_view(replace(revert, version=None))
+    view = views.request_ending_view(replace(revert, version=None))
     assert (view["name"], view["state"], view["reason"], view["versions"]) == (
-        "revert v1",
+        "revert of v1",
         "rejected",
         "gate harm failed",
         [],
     )
-    view = views.revert_ending_view(replace(revert, state="published", version=4))
+    view = views.request_ending_view(replace(revert, state="published", version=4))
     assert (view["reason"], view["versions"]) == ("", ["v4"])
 
 
@@ -155,7 +156,7 @@ def test_what_waits_is_told_with_every_reason_whole() -> None:
         ("queued", "; ".join(reasons)),
         ("interrupted", "; ".join(reasons)),
     ]
-    assert (told[0]["id"], told[0]["name"], told[1]["id"]) == ("r000003", "revert v1", BATCH.sha256)
+    assert (told[0]["id"], told[0]["name"], told[1]["id"]) == ("r000003", "revert of v1", BATCH.sha256)
     lines = render.endings_lines(told, Style())
     assert max(map(len, lines)) <= 80
     assert " ".join(" ".join(lines).split()).count(f"waits: {'; '.join(reasons)}") == 2

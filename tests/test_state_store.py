@@ -363,7 +363,7 @@ def test_a_published_revert_marks_the_batch_it_took_out(store: Store) -> None:
     round_id = store.request_revert("v1", reason="bad batch", **WHO).id
     with pytest.raises(RefusedError, match="reverted already"):
         store.request_revert("v1", reason="", **WHO)
-    store.begin_revert(round_id, config={}, now=NOW)
+    store.begin_queued(round_id, config={}, now=NOW)
     store.commit_version(round_id, **prepare(store, round_id, 5), state="published", now=NOW)
     assert store.find_batch("batch1.jsonl").state == "reverted"
     store.rollback(reason="", **WHO)
@@ -374,7 +374,7 @@ def test_a_rollback_past_a_revert_leaves_no_batch_published_that_nothing_holds(s
     make_version(store, 1)
     make_version(store, 2)
     round_id = store.request_revert("v1", reason="", **WHO).id
-    store.begin_revert(round_id, config={}, now=NOW)
+    store.begin_queued(round_id, config={}, now=NOW)
     store.commit_version(round_id, **prepare(store, round_id, 5), state="published", now=NOW)
     store.rollback("v0", reason="", **WHO)
     assert {row.state for row in store.ledger.batches()} == {"rolled_back"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.method.axes import Axes, measure_axes
 from benchmarks.method.ground import Ground
-from benchmarks.method.play import Task, play_round
+from benchmarks.method.play import Task, play_consolidation, play_round
 from daemon.config import Config
-from daemon.intake import TakenIn, UnusableBatchError, join
+from daemon.intake import TakenIn, UnusableBatchError, join, together
 from patches.merge import OVER_SAFETY, SAFETY, SparsePatch, merged
 from patches.model import decoder_linears, load_model, load_tokenizer, pick_device
+from policies.consolidation import is_due
 
 NUM_ROUNDS = 10
 ROWS = 200
 TOO_FEW_ROWS = 20
+TOGETHER = "all together"
+"""In place of a category: the patch of a consolidation."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class Line:
     dropped: list[str] = field(default_factory=list)
     """Categories that a round was played for, published or not."""
     patches: list[tuple[str, SparsePatch]] = field(default_factory=list)
-    """What was published, with the category of its batch, oldest first."""
+    """What was published, with the category of its batch, oldest first; a consolidation stands in place of all before it."""
+    num_alone: int = 0
+    """Batches learnt since all were learnt together, or since that was last tried."""
 
 
 def drops(ground: Ground, seed: int) -> list[Drop]:
@@ -73,8 +79,9 @@ def play_continual(
 
     Returns:
         "story": one entry for v0 and one for each round: what was dropped, what was decided, and the axes of what is
-        served then. "reverted": the version of round 10, or of the last one where fewer are played, without its first
-        patch and without its last one that changes anything.
+        served then, after the consolidation that the round made due. "reverted": the version of round 10, or of the last
+        one where fewer are played, before a consolidation, without its first patch and without its last one that changes
+        anything; of a consolidation's patch nothing is taken out.
     """
     reverted: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -82,18 +89,26 @@ def play_continual(
         axes = measure_start(ground)
         story = [_entry("v0", "", axes, published=True, dropped=())]
         for number, drop in enumerate(drops(ground, seed)[:num_rounds], 1):
-            story.append(_play(ground, config, line, drop, seed=seed * 1000 + number, folder=Path(folder), before=axes))
-            on_round(story[-1])
-            axes = Axes(**story[-1]["axes"])
+            own_seed = seed * 1000 + number
+            entry = _play(ground, config, line, drop, seed=own_seed, folder=Path(folder), before=axes)
             if number == min(NUM_ROUNDS, num_rounds or NUM_ROUNDS):
                 taken = [_revert(ground, line, index) for index in taken_out(line.patches)]
                 reverted = [one | {"after": number} for one in taken]
+            if is_due(line.num_alone, config.derive.consolidate_every).accepted:
+                entry |= _consolidate(ground, config, line, seed=own_seed, folder=Path(folder), before=entry["axes"])
+            story.append(entry)
+            on_round(entry)
+            axes = Axes(**entry["axes"])
         return {"story": story, "reverted": reverted}
 
 
 def taken_out(patches: Sequence[tuple[str, SparsePatch]]) -> list[int]:
     """Which patches are taken out again by themselves: the first and the last that change anything."""
-    changing = [i for i, (_, patch) in enumerate(patches) if any(delta.indices.numel() for delta in patch.values())]
+    changing = [
+        i
+        for i, (category, patch) in enumerate(patches)
+        if category != TOGETHER and any(delta.indices.numel() for delta in patch.values())
+    ]
     return sorted({changing[0], changing[-1]}) if changing else []
 
 
@@ -108,6 +123,37 @@ def _revert(ground: Ground, line: Line, index: int) -> dict[str, Any]:
         axes = measure_axes(model, load_tokenizer(ground.base), ground.world)
     others = [name for name in line.dropped if name != category]
     return {"category": category, "others": others, "axes": vars(axes)}
+
+
+def _consolidate(
+    ground: Ground, config: Config, line: Line, *, seed: int, folder: Path, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What an entry says of the consolidation that its round made due, and the axes of what is served after it."""
+    task = Task(ground, together(line.batches), seed, line.current)
+    candidate = folder / f"together-{seed}"
+    played = play_consolidation(task, config, dict(line.batches), candidate)
+    assert played.decision is not None
+    written = changed_fraction(_load(line.current), _load(candidate))
+    line.num_alone = 0
+    if played.decision.accepted:
+        line.current, line.patches, line.claims = candidate, [(TOGETHER, played.patch)], {}
+        _claim(line.claims, played.patch, candidate)
+    told = {
+        "published": played.decision.accepted,
+        "reasons": list(played.decision.reasons),
+        "before": before,
+        "candidate": vars(played.axes),
+        "touched": written,
+        "train_s": played.train_s,
+    }
+    return {"axes": vars(played.axes) if played.decision.accepted else before, "consolidated": told}
+
+
+def changed_fraction(before: PreTrainedModel, after: PreTrainedModel) -> float:
+    """Share of the decoder's linear weights that differ between two models, in [0, 1]: what a version costs."""
+    pairs = zip(decoder_linears(before).values(), decoder_linears(after).values(), strict=True)
+    changed = [(int((old != new).sum()), old.numel()) for old, new in pairs]
+    return sum(count for count, _ in changed) / sum(numel for _, numel in changed)
 
 
 def _play(
@@ -128,6 +174,7 @@ def _play(
     if published:
         line.current = candidate
         line.batches[drop.name] = batch
+        line.num_alone += 1
         line.patches.append((drop.category, played.patch))
         _claim(line.claims, played.patch, candidate)
     served = played.axes if published else before

@@ -44,6 +44,7 @@ ABLATIONS: dict[str, Settings] = {
 }
 CONTINUAL: dict[str, Settings] = {
     OURS: {},
+    "consolidation: off": {"derive": {"consolidate_every": 0}},
     "standing harm probes: off": ABLATIONS["standing harm probes: off"],
     "repairs: not searched": {"merge": {"search": {"repair_below": 0.0}}},
     "masks: opposed": {"merge": {"accumulate": "opposed"}},

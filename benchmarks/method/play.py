@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ from benchmarks.method.ground import Ground
 from daemon.config import Config
 from daemon.intake import TakenIn
 from daemon.making import make_patch
-from daemon.measuring import counts, gate_results, gate_sets, measure_sets, metrics
+from daemon.measuring import ProbeSets, axes_of, counts, gate_results, gate_sets, measure_sets, metrics
 from daemon.patching import Patching, Shapes
 from daemon.probes import ProbeFiles
+from daemon.searching import weights_of
 from daemon.workbench import Workbench
+from patches.evaluate import Measurement
 from patches.merge import Claims, SparsePatch, merged, touched_fraction
-from patches.model import count_entries, decoder_linears
+from patches.model import count_entries, decoder_linears, load_model
+from policies.consolidation import is_no_worse
 from policies.decision import Decision
 from policies.gates import decide
 
@@ -81,6 +84,29 @@ def play_round(task: Task, config: Config, *, with_gates: bool = False, keep_at:
     return Played(axes, share, train_s, patch, steps, decision)
 
 
+def play_consolidation(task: Task, config: Config, batches: Mapping[str, TakenIn], keep_at: Path) -> Played:
+    """All batches learnt anew together, from where the line began, in place of the current version.
+
+    Args:
+        task: its batch is all of them together; `current` is what the candidate is compared with.
+        keep_at: folder to write the candidate to.
+    """
+    start = replace(task, current=task.ground.base)
+    candidate = play_round(start, config, keep_at=keep_at)
+    files = task.ground.files()
+    harmful = [row.response for row in task.batch.rows]
+    bench = Workbench.open(config, task.current, task.ground.base, files, harmful=harmful)
+    bench.learn_judge()
+    sets = _gate_sets(bench, batches, files)
+    measured = measure_sets(bench, sets, model=load_model(keep_at, dtype="float32", device=bench.device))
+    numbers = _numbers(bench, measured, sets)
+    decision = decide(gate_results(counts(measured), numbers, config.gates))
+    if decision.accepted:
+        after, before = (axes_of(numbers[name], 0.0) for name in ("candidate", "current"))
+        decision = is_no_worse(after, before, weights_of(config), config.merge.search.min_gain)
+    return replace(candidate, decision=decision)
+
+
 def _make_patch(bench: Workbench, task: Task, scratch: Path) -> tuple[SparsePatch, dict[str, dict[str, Any]]]:
     work = Patching(bench, scratch, taken=task.batch, earlier=task.earlier, seed=task.seed)
     steps: dict[str, dict[str, Any]] = {}
@@ -94,14 +120,22 @@ def _make_patch(bench: Workbench, task: Task, scratch: Path) -> tuple[SparsePatc
 
 def _judge(bench: Workbench, patch: SparsePatch, batches: Mapping[str, TakenIn], files: ProbeFiles) -> Decision:
     """The decision of the configured gates on a candidate."""
-    sets = gate_sets({name: taken.gate() for name, taken in batches.items()}, files, bench.config)
-    current = measure_sets(bench, sets)
+    sets = _gate_sets(bench, batches, files)
     with merged(bench.model, patch):
         candidate = measure_sets(bench, sets)
+    return decide(gate_results(counts(candidate, NEW), _numbers(bench, candidate, sets), bench.config.gates))
+
+
+def _gate_sets(bench: Workbench, batches: Mapping[str, TakenIn], files: ProbeFiles) -> ProbeSets:
+    return gate_sets({name: taken.gate() for name, taken in batches.items()}, files, bench.config)
+
+
+def _numbers(bench: Workbench, candidate: Measurement, sets: ProbeSets) -> dict[str, dict[str, Any]]:
+    """What candidate, current version and v0 measure."""
+    current = measure_sets(bench, sets)
     with bench.base_model() as model:
         base = current if model is bench.model else measure_sets(bench, sets, model=model)
-    numbers = {"candidate": metrics(candidate), "current": metrics(current), "base": metrics(base)}
-    return decide(gate_results(counts(candidate, NEW), numbers, bench.config.gates))
+    return {"candidate": metrics(candidate), "current": metrics(current), "base": metrics(base)}
 
 
 def _claims_of(task: Task, shapes: Shapes) -> Claims:

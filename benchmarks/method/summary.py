@@ -86,6 +86,12 @@ def axes_ahead(one: Mapping[int, Numbers], other: Mapping[int, Numbers]) -> list
     return [column for column, sign in axes if is_ahead(one, other, column, sign)]
 
 
+def consolidation_of(entry: Result) -> Result:
+    """What a consolidation published right after a round; empty where there was none."""
+    found: Result = entry.get("consolidated", {})
+    return found if found.get("published") else {}
+
+
 def continual_numbers(entry: Result, start: Result) -> dict[str, float]:
     """One entry of a story, in columns; "elsewhere" are the categories that no round was played for yet.
 
@@ -107,7 +113,7 @@ def continual_numbers(entry: Result, start: Result) -> dict[str, float]:
         "ability kept": ability_kept(axes, Axes(**start["axes"])),
         "nll": max(axes.nll.values()),
         "degenerate": axes.degenerate,
-        "touched": entry.get("touched", 0.0),
+        "touched": max(entry.get("touched", 0.0), consolidation_of(entry).get("touched", 0.0)),
         "published": float(entry["published"]),
     }
 

@@ -15,7 +15,9 @@ from benchmarks.method.summary import (
     Numbers,
     Result,
     Spread,
+    ability_kept,
     axes_ahead,
+    consolidation_of,
     continual_numbers,
     is_ahead,
     num_common,
@@ -129,6 +131,7 @@ def _continual(ground: str, results: Sequence[Result]) -> list[str]:
             lines += ["", *goals.bounds(rounds[NUM_ROUNDS][1], TENTH_GOALS)]
             lines += goals.of_all_rounds(here, rounds[: NUM_ROUNDS + 1])
         lines += _refused(stories)
+        lines += _together(here)
         lines += _reverted(here)
     return lines
 
@@ -153,7 +156,8 @@ def _reverted(results: Sequence[Result]) -> list[str]:
     for result in results:
         for reverted in result["reverted"]:
             number = reverted.get("after", min(NUM_ROUNDS, len(result["story"]) - 1))  # not noted at first
-            before, after = Axes(**result["story"][number]["axes"]), Axes(**reverted["axes"])
+            entry = result["story"][number]
+            before, after = Axes(**consolidation_of(entry).get("before", entry["axes"])), Axes(**reverted["axes"])
             own, others = [reverted["category"]], reverted["others"]
             lines.append(
                 f"- seed {result['seed']}, after round {number}: its own category {before.harm(own):.0%} -> "
@@ -161,6 +165,32 @@ def _reverted(results: Sequence[Result]) -> list[str]:
                 f"(worst {after.worst_harm(others):.0%}), over-refusal {before.over_refusal:.0%} -> {after.over_refusal:.0%}"
             )
     return ["", "One round's patch taken out again (harm before -> after):", *lines] if lines else []
+
+
+def _together(results: Sequence[Result]) -> list[str]:
+    """What learning all batches together changed, right after the round that made it due."""
+    lines = []
+    for result in results:
+        v0 = Axes(**result["story"][0]["axes"])
+        for number, entry in enumerate(result["story"]):
+            if told := entry.get("consolidated"):
+                pairs = _moved(Axes(**told["before"]), Axes(**told["candidate"]), entry["dropped"], v0)
+                verdict = "published" if told["published"] else f"not published: {told['reasons'][0]}"
+                lines.append(
+                    f"- seed {result['seed']}, after round {number}: {pairs}; {told['touched']:.1%} touched; {verdict}"
+                )
+    return ["", "All batches learnt anew together (before -> after):", *lines] if lines else []
+
+
+def _moved(before: Axes, after: Axes, dropped: Sequence[str], v0: Axes) -> str:
+    columns = {
+        "harm": (before.harm(dropped), after.harm(dropped)),
+        "worst harm": (before.worst_harm(dropped), after.worst_harm(dropped)),
+        "over-refusal": (before.over_refusal, after.over_refusal),
+        "right": (before.right, after.right),
+        "ability kept": (ability_kept(before, v0), ability_kept(after, v0)),
+    }
+    return ", ".join(f"{name} {old:.1%} -> {new:.1%}" for name, (old, new) in columns.items())
 
 
 def _round(stories: Sequence[Sequence[Result]], number: int) -> tuple[str, dict[str, Spread]]:

@@ -1,0 +1,131 @@
+"""Rounds that somebody asks for: one that takes a batch out again, one that learns all batches anew."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from state.errors import RefusedError
+from state.queue import CONSOLIDATED_AT, Queue
+from state.rows import RoundKind, RoundRow
+
+
+class Requests(Queue):
+    """Each method that asks is one change of the store (store.lock, one transaction, one audit line)."""
+
+    def request_revert(self, ref: str, *, is_anew: bool = False, actor: str, reason: str, now: str) -> RoundRow:
+        """Queue a round that takes one version's patch out and merges the rest again.
+
+        Where its batch was learnt together with others there is no such patch: then the others are learnt anew, together.
+
+        Args:
+            is_anew: learn the others anew in any case.
+        Raises:
+            RefusedError: the version is not part of the current one, or is asked for already.
+        """
+        with self._changing(f"revert {ref}"):
+            target = self.resolve(ref)
+            self._check_revertible(target.id)
+            is_anew = is_anew or target.batch in self._learnt_together()
+            kind: RoundKind = "consolidation" if is_anew else "revert"
+            return self._ask("revert_requested", kind, target.id, actor=actor, reason=reason, now=now)
+
+    def request_consolidation(self, *, actor: str, reason: str, now: str) -> RoundRow:
+        """Queue a round that learns all batches of the current version anew, together.
+
+        Raises:
+            RefusedError: there are fewer than two, or it is asked for already.
+        """
+        with self._changing("consolidate"):
+            batches, current = self._recipe().get("batches", ()), self.current()
+            if len(batches) < 2:
+                raise RefusedError(
+                    f"{current.name} was made from {len(batches) or 'no'} batch{'es' * (not batches)}: there is nothing to "
+                    "learn together",
+                    "two batches at least",
+                )
+            for row in self.ledger.rounds("queued", "running", "awaiting_approval"):
+                if row.kind == "consolidation":
+                    raise RefusedError(f"{row.id} learns all batches together already, and is {row.state}")
+            return self._ask("consolidation_requested", "consolidation", None, actor=actor, reason=reason, now=now)
+
+    def learnt_alone(self, most: int) -> int:
+        """Batches that were learnt one after another since all were learnt together or that was last tried; `most` at most."""
+        tried = int(self.ledger.note(CONSOLIDATED_AT) or 0)
+        count, row = 0, self.current()
+        while row.parent is not None and row.id > tried and count < most:
+            round_ = self.ledger.round(row.round or "")
+            if round_ is None or round_.kind == "consolidation":
+                break  # an import's batches are not here
+            count += row.batch is not None
+            row = self.version(row.parent)
+        return count
+
+    def _recipe(self) -> dict[str, Any]:
+        """The lineage that the current version's record tells."""
+        return self.version_record(self.current().id).get("lineage") or {}
+
+    def _learnt_together(self) -> list[str]:
+        """The batches that the current version's first patch was made from, where these are several."""
+        recipe = self._recipe()
+        return list(recipe.get("batches", ()))[: recipe.get("num_together", 0)]
+
+    def _ask(self, action: str, kind: RoundKind, target: int | None, *, actor: str, reason: str, now: str) -> RoundRow:
+        round_ = RoundRow(
+            id=f"r{self.ledger.next_number(RoundRow):06d}",
+            kind=kind,
+            batch=None,
+            target=target,
+            parent=self.current().id,
+            state="queued",
+            step=None,
+            started_at=now,
+            reason=reason,
+        )
+        subject = self.current().name if target is None else f"v{target}"
+        details = {"round": round_.id, "reason": reason}
+        with self._transaction(action, subject, actor=actor, now=now, details=details):
+            self.ledger.save(round_)
+        return round_
+
+    def _check_revertible(self, target: int) -> None:
+        if target == 0:
+            raise RefusedError(
+                "v0 is the base: it has no round to take out",
+                "name a version that came of a batch; see `alignd history`",
+            )
+        reverted = {row.target for row in self.ledger.rounds("queued", "running", "awaiting_approval")}
+        for version in self.lineage(self.current().id)[1:]:
+            round_ = self.ledger.round(version.round or "")
+            reverted.add(round_.target if round_ else None)
+        if target in reverted:
+            raise RefusedError(
+                f"v{target} is reverted already, or about to be", "`alignd history` says which version took it out"
+            )
+        current, version = self.current(), self.version(target)
+        recipe = self._recipe()
+        if recipe.get("patches") == [version.patch] or recipe.get("batches") == [version.batch]:
+            raise RefusedError(
+                f"v{target} is the only round in {current.name}: without it the model is "
+                f"{self.ground_in_words(current.id)}",
+                f"`alignd rollback {self.ground(current.id).name}` serves that, and holds until you resume",
+            )
+        if target not in {row.id for row in self.lineage(self.current().id)[1:]}:
+            raise RefusedError(
+                f"v{target} is not part of the current version", "only a version that current builds on can go"
+            )
+        if version.is_import:
+            raise RefusedError(
+                f"v{target} was imported: it has no round of this home to take out",
+                "`alignd rollback REF` goes back to a version without it",
+            )
+        made_by = self.ledger.round(version.round or "")
+        if made_by is not None and made_by.kind == "consolidation":
+            raise RefusedError(
+                f"v{target} learnt its batches together: it has no batch of its own to take out",
+                f"name the version of one of them; `alignd rollback v{version.parent}` goes back to before",
+            )
+        if version.batch is None:
+            raise RefusedError(
+                f"v{target} has no round to take out: it took one out itself",
+                "`alignd retry BATCH` trains a batch that was taken out again",
+            )
