@@ -107,12 +107,15 @@ def _revert(round_: Round) -> Outcome:
     target = store.version(row.target if row.target is not None else row.parent)
     lineage = lineage_of(store, row.parent).without(target.patch or "")
     if not lineage.patches:
-        return Outcome(
-            "rejected", (f"without {target.name} no round is left: the model is {store.ground_in_words(row.parent)}",)
-        )
+        return _nothing_left(round_)
     merge = round_.done("remerge", lambda: _remerge(round_, lineage) | {INPUTS: round_.files.digests})
     batches = earlier_batches(store, round_.config, lineage, round_.files)
     return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage)
+
+
+def _nothing_left(round_: Round) -> Outcome:
+    ground = round_.store.ground_in_words(round_.row.parent)
+    return Outcome("rejected", (f"without v{round_.row.target} no round is left: the model is {ground}",))
 
 
 def _consolidate(round_: Round) -> Outcome:
@@ -124,6 +127,8 @@ def _consolidate(round_: Round) -> Outcome:
     lineage = lineage_of(store, row.parent)
     if row.target is not None:
         lineage = lineage.without_batch(store.version(row.target).batch or "")
+    if not lineage.batches:
+        return _nothing_left(round_)
     batches = earlier_batches(store, config, lineage, round_.files)
     taken = together(batches)
     round_.done("gather", lambda: taken.stats | {INPUTS: round_.files.digests})

@@ -13,7 +13,7 @@ from state.quarantine import DROPPED, Quarantine
 from state.rows import BatchRow, BatchState, DuplicateRow, RoundRow, RoundState
 
 OPEN_STATES = ("queued", "running")
-_AT_WORK, CONSOLIDATED_AT = "round_at_work", "consolidated_at"
+_AT_WORK = "round_at_work"
 RETRY_STATES = ("rejected", "rolled_back", "reverted", "quarantined")
 
 
@@ -113,7 +113,7 @@ class Queue(Quarantine):
         """
         with self._changing(f"begin a round for {batch[:12]}"):
             row = self._batch(batch)
-            self._check_may_begin()
+            self.check_may_begin()
             if row.state != "queued":
                 raise RefusedError(f"batch {row.name} is {row.state}, not queued", "`alignd retry` queues it")
             round_ = RoundRow(
@@ -132,27 +132,6 @@ class Queue(Quarantine):
                 self.ledger.save(replace(row, state="running", attempts=row.attempts + 1, reason=""))
                 self.ledger.save(round_)
         return round_
-
-    def begin_queued(self, round_id: str, *, config: dict[str, Any], now: str, actor: str = "service") -> RoundRow:
-        """Start a queued round, of a revert or a consolidation, on the current version; refusals as in `begin_round`."""
-        with self._changing(f"begin {round_id}"):
-            row = self.round(round_id)
-            self._check_may_begin()
-            if row.state != "queued":
-                raise RefusedError(f"round {row.id} is {row.state}, not queued")
-            row = replace(
-                row,
-                state="running",
-                parent=self.current().id,
-                started_at=now,
-                attempts=1,
-                config=config,
-            )
-            with self._transaction("round_started", row.id, actor=actor, now=now, details={"target": row.target}):
-                self.ledger.save(row)
-                if row.kind == "consolidation":
-                    self.ledger.set_note(CONSOLIDATED_AT, str(row.parent))
-        return row
 
     def finish_step(self, round_id: str, step: str, result: dict[str, Any]) -> RoundRow:
         """Persist that a step of a round is done and what it recorded (one transaction; no lock, no audit line)."""
@@ -258,7 +237,8 @@ class Queue(Quarantine):
         """The newest drop of this name whose content was known already; None when there is none."""
         return next((row for row in reversed(self.ledger.duplicates()) if row.name == name), None)
 
-    def _check_may_begin(self) -> None:
+    def check_may_begin(self) -> None:
+        """Raises RefusedError when no round may begin now: paused, or one is running."""
         paused = self.paused
         if paused is not None:
             raise RefusedError(f"paused since {paused.since}: {paused.reason}", "`alignd resume` goes on")

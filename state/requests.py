@@ -2,15 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 from state.errors import RefusedError
-from state.queue import CONSOLIDATED_AT, Queue
-from state.rows import RoundKind, RoundRow
+from state.queue import Queue
+from state.rows import RoundKind, RoundRow, VersionRow
+
+_TRIED_AT: Final = "consolidated_at"
+"""The version that a consolidation was last tried on."""
 
 
 class Requests(Queue):
     """Each method that asks is one change of the store (store.lock, one transaction, one audit line)."""
+
+    def begin_queued(self, round_id: str, *, config: dict[str, Any], now: str, actor: str = "service") -> RoundRow:
+        """Start a queued round on the current version; refusals as in `begin_round`.
+
+        A revert becomes a consolidation where its batch was learnt together with others since it was asked for.
+        """
+        with self._changing(f"begin {round_id}"):
+            row = self.round(round_id)
+            self.check_may_begin()
+            if row.state != "queued":
+                raise RefusedError(f"round {row.id} is {row.state}, not queued")
+            is_revert = row.kind == "revert" and row.target is not None
+            row = replace(
+                row,
+                kind=self._kind_of_revert(self.version(row.target or 0)) if is_revert else row.kind,
+                state="running",
+                parent=self.current().id,
+                started_at=now,
+                attempts=1,
+                config=config,
+            )
+            with self._transaction("round_started", row.id, actor=actor, now=now, details={"target": row.target}):
+                self.ledger.save(row)
+                if row.kind == "consolidation":
+                    self.ledger.set_note(_TRIED_AT, str(row.parent))
+        return row
 
     def request_revert(self, ref: str, *, is_anew: bool = False, actor: str, reason: str, now: str) -> RoundRow:
         """Queue a round that takes one version's patch out and merges the rest again.
@@ -25,8 +55,7 @@ class Requests(Queue):
         with self._changing(f"revert {ref}"):
             target = self.resolve(ref)
             self._check_revertible(target.id)
-            is_anew = is_anew or target.batch in self._learnt_together()
-            kind: RoundKind = "consolidation" if is_anew else "revert"
+            kind: RoundKind = "consolidation" if is_anew else self._kind_of_revert(target)
             return self._ask("revert_requested", kind, target.id, actor=actor, reason=reason, now=now)
 
     def request_consolidation(self, *, actor: str, reason: str, now: str) -> RoundRow:
@@ -50,7 +79,7 @@ class Requests(Queue):
 
     def learnt_alone(self, most: int) -> int:
         """Batches that were learnt one after another since all were learnt together or that was last tried; `most` at most."""
-        tried = int(self.ledger.note(CONSOLIDATED_AT) or 0)
+        tried = int(self.ledger.note(_TRIED_AT) or 0)
         count, row = 0, self.current()
         while row.parent is not None and row.id > tried and count < most:
             round_ = self.ledger.round(row.round or "")
@@ -64,10 +93,11 @@ class Requests(Queue):
         """The lineage that the current version's record tells."""
         return self.version_record(self.current().id).get("lineage") or {}
 
-    def _learnt_together(self) -> list[str]:
-        """The batches that the current version's first patch was made from, where these are several."""
+    def _kind_of_revert(self, target: VersionRow) -> RoundKind:
+        """How a version is taken out: its patch, or, where its batch was learnt together with others, by learning these anew."""
         recipe = self._recipe()
-        return list(recipe.get("batches", ()))[: recipe.get("num_together", 0)]
+        together = recipe.get("batches", [])[: recipe.get("num_together", 0)]
+        return "consolidation" if target.batch in together else "revert"
 
     def _ask(self, action: str, kind: RoundKind, target: int | None, *, actor: str, reason: str, now: str) -> RoundRow:
         round_ = RoundRow(

@@ -80,7 +80,13 @@ def build(home, round_id):
         parent = ModelFolder.open(store.model_path(row.parent))
         digests = materialize.build_folder(parent, edits, scratch / "model")
         known = store.version_record(row.parent)
+    recipe = known.get("lineage") or {{"patches": [], "batches": []}}
+    if row.kind == "consolidation":
+        recipe = {{**recipe, "patches": [round_id], "num_together": len(recipe["batches"])}}
+    elif row.batch:
+        recipe = {{**recipe, "patches": [*recipe["patches"], round_id], "batches": [*recipe["batches"], row.batch]}}
     record = {{
+        "lineage": recipe,
         "files": {{**known["files"], **digests.files}},
         "tensors": {{**known["tensors"], **digests.tensors}},
         "touched": {{"num_entries": 1, "fraction": 0.01, "per_tensor": {{"w": 1}}}},

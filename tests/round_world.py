@@ -175,6 +175,12 @@ class Home:
         round_ = self.store.begin_queued(asked.id, config=settings.to_dict(self.config), now=NOW)
         return self.commit(round_.id, self.run(round_.id))
 
+    def consolidate(self) -> VersionRow:
+        """All batches learnt anew together."""
+        asked = self.store.request_consolidation(actor="test", reason="two are enough", now=NOW)
+        round_ = self.store.begin_queued(asked.id, config=settings.to_dict(self.config), now=NOW)
+        return self.commit(round_.id, self.run(round_.id))
+
     def record(self, version: VersionRow) -> dict[str, Any]:
         """VERSION.json."""
         return self.store.version_record(version.id)

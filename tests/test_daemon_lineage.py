@@ -48,6 +48,17 @@ def test_rounds_are_added_at_the_end_and_taken_out_with_their_batch() -> None:
     assert recipe.without("p2").without("p1").without("p3") == Lineage((), ())
 
 
+def test_a_consolidation_puts_one_patch_in_place_of_all_and_keeps_their_batches() -> None:
+    recipe = Lineage((), ()).then("p1", "b1").then("p2", "b2").consolidated("p").then("p3", "b3")
+    assert recipe == Lineage(("p", "p3"), ("b1", "b2", "b3"), num_together=2)
+    assert recipe.to_dict() == {"patches": ["p", "p3"], "batches": ["b1", "b2", "b3"], "num_together": 2}
+    assert recipe.without("p3") == Lineage(("p",), ("b1", "b2"), num_together=2)
+    assert recipe.without("p") == Lineage(("p3",), ("b3",))
+    assert recipe.without("p").without("p3") == Lineage((), ())
+    assert recipe.without_batch("b1") == Lineage((), ("b2", "b3"))
+    assert recipe.consolidated("q") == Lineage(("q",), ("b1", "b2", "b3"), num_together=3)
+
+
 def test_the_base_is_made_of_nothing(store: Store) -> None:
     assert lineage_of(store, 0) == Lineage((), ())
 

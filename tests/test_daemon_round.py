@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 from collections.abc import Callable, Iterator
@@ -28,11 +29,15 @@ from patches.derive import derive
 from patches.errors import EmptyDifferenceSetError
 from patches.mask import retention_mask
 from patches.model import load_model
+from policies.consolidation import is_no_worse
+from policies.decision import Decision
+from policies.search import Axes
 from state import gc as collector
 from state import patchfile
 from state.durable import remove_tree
 from state.errors import RefusedError, StoreCorruptError
 from state.filesystem import FileSystem, use
+from state.rows import VersionRow
 from state.tensors import ModelFolder, from_float32, to_float32
 from state.verify import verify
 from tests.round_world import (
@@ -547,6 +552,142 @@ def test_a_version_that_took_a_round_out_cannot_be_taken_out_itself(home: Home) 
     version = home.revert("v1")
     with pytest.raises(RefusedError, match=f"{version.name} has no round to take out"):
         home.store.request_revert(version.name, actor="test", reason="undo", now=NOW)
+
+
+def _learnt_together(home: Home, version: VersionRow) -> dict[str, np.ndarray]:
+    """The base with one version's patch alone, by hand."""
+    base = ModelFolder.open(home.store.model_path(0))
+    expected = {name: np.array(base.read_raw(name)) for name in base.tensors}
+    for name, (indices, deltas) in patchfile.load(home.store, version.patch or "").items():
+        expected[name][indices] = (expected[name][indices].view(np.float32) + deltas).view(np.uint32)
+    return expected
+
+
+def _weights(home: Home, version: VersionRow) -> dict[str, np.ndarray]:
+    made = ModelFolder.open(home.store.model_path(version.id))
+    return {name: made.read_raw(name) for name in made.tensors}
+
+
+def _same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_consolidation_is_the_base_with_one_patch_of_all_batches(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    first, second = home.play(1), home.play(2)
+    version = home.consolidate()
+    assert _same(_weights(home, version), _learnt_together(home, version))
+    record = home.record(version)
+    assert record["kind"] == "consolidation" and version.batch is None
+    assert record["lineage"] == {
+        "patches": [version.patch], "batches": [first.batch, second.batch], "num_together": 2,
+    }  # fmt: skip
+    assert home.reporters[-1].steps == list(STEPS["consolidation"])
+    counts = [home.store.round(row.round or "").artefacts["parse"]["num_train"] for row in (first, second)]
+    assert (record["steps"]["gather"]["num_batches"], record["steps"]["gather"]["num_train"]) == (2, sum(counts))
+    assert set(record["metrics"]["harm_by_batch"]) == {row.batch[:12] for row in (first, second) if row.batch}
+    assert verify(home.store, deep=True) == []
+
+
+def test_rounds_behind_a_consolidation_build_on_it_and_can_be_taken_out_alone(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    home.play(2)
+    together = home.consolidate()
+    third = home.play(3)
+    assert home.record(third)["lineage"]["patches"] == [together.patch, third.patch]
+    version = home.revert(third.name)
+    assert home.record(version)["kind"] == "revert"
+    assert _same(_weights(home, version), _weights(home, together))
+    assert home.record(version)["lineage"] == home.record(together)["lineage"]
+
+
+def test_a_batch_that_was_learnt_together_is_taken_out_by_learning_the_others_anew(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    first, second, together = home.play(1), home.play(2), home.consolidate()
+    third = home.play(3)
+    with pytest.raises(RefusedError, match="v3 learnt its batches together: it has no batch of its own"):
+        home.store.request_revert(together.name, actor="test", reason="undo", now=NOW)
+    version = home.revert(first.name)
+    record = home.record(version)
+    assert (record["kind"], record["lineage"]["batches"]) == ("consolidation", [second.batch, third.batch])
+    assert record["steps"]["gather"]["num_batches"] == 2
+    assert _same(_weights(home, version), _learnt_together(home, version))
+    batches = [home.store.ledger.batch(row.batch or "") for row in (first, second, third)]
+    assert [row and row.state for row in batches] == ["reverted", "published", "published"]
+
+
+def test_a_revert_that_waited_for_a_consolidation_learns_the_others_anew(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    second = home.play(2)
+    together = home.store.request_consolidation(actor="test", reason="", now=NOW)
+    asked = home.store.request_revert("v1", actor="test", reason="wrong", now=NOW)
+    assert asked.kind == "revert"
+    for row in (together, asked):
+        round_ = home.store.begin_queued(row.id, config=to_dict(home.config), now=NOW)
+        version = home.commit(row.id, home.run(row.id))
+    assert round_.kind == "consolidation"
+    assert home.record(version)["lineage"]["batches"] == [second.batch]
+
+
+def test_of_two_that_were_learnt_together_one_is_left(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    home.play(2)
+    home.consolidate()
+    asked = [home.store.request_revert(name, actor="test", reason="wrong", now=NOW) for name in ("v1", "v2")]
+    outcomes = []
+    for row in asked:
+        home.store.begin_queued(row.id, config=to_dict(home.config), now=NOW)
+        outcomes.append(home.run(row.id))
+        if outcomes[-1].outcome == "ready":
+            home.commit(row.id, outcomes[-1])
+    assert [outcome.outcome for outcome in outcomes] == ["ready", "rejected"]
+    assert outcomes[-1].reasons == ("without v2 no round is left: the model is the unaligned v0",)
+
+
+def test_a_consolidation_that_loses_something_is_not_taken(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    home.play(2)
+    seen: list[tuple[Axes, Axes]] = []
+
+    def worse(candidate: Axes, current: Axes, *rest: Any) -> Decision:
+        seen.append((candidate, current))
+        return is_no_worse(dataclasses.replace(candidate, utility=-1.0), current, *rest)
+
+    monkeypatch.setattr(method, "is_no_worse", worse)
+    asked = home.store.request_consolidation(actor="test", reason="", now=NOW)
+    home.store.begin_queued(asked.id, config=to_dict(home.config), now=NOW)
+    outcome = home.run(asked.id)
+    assert outcome.outcome == "rejected" and "would be lost, and nothing new is learnt" in outcome.reasons[0]
+    numbers = home.store.round(asked.id).artefacts["evaluate"]
+    assert [axes.utility for axes in seen[0]] == [numbers[name]["utility"] for name in ("candidate", "current")]
+
+
+def test_a_consolidation_measures_against_the_current_version_and_not_against_where_it_began(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    second = home.play(2)
+    numbers = home.record(home.consolidate())["measured"]
+    before = home.record(second)["measured"]
+    assert numbers["current"]["utility_nll"] == before["candidate"]["utility_nll"] != numbers["base"]["utility_nll"]
+
+
+def test_a_killed_consolidation_goes_on_where_it_was(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    home.play(2)
+    asked = home.store.request_consolidation(actor="test", reason="", now=NOW)
+    round_ = home.store.begin_queued(asked.id, config=to_dict(home.config), now=NOW)
+    for step in STEPS["consolidation"]:
+        with pytest.raises(KilledError):
+            home.run(round_.id, kill_at=step)
+    steps = [step for reporter in home.reporters[2:] for step in reporter.steps]
+    assert steps == list(STEPS["consolidation"])
+    version = home.commit(round_.id, home.run(round_.id))
+    assert _same(_weights(home, version), _learnt_together(home, version))
 
 
 def test_a_killed_revert_goes_on_where_it_was(home: Home) -> None:

@@ -475,16 +475,89 @@ def test_pause_lets_the_running_round_finish_and_starts_no_other(home: Path, wor
 
 
 def test_a_revert_request_runs_before_queued_batches(home: Path, worker: FakeWorker) -> None:
-    drop(home, "a.jsonl", "one\n")
+    for name in ("a", "b"):
+        drop(home, f"{name}.jsonl", f"{name}\n")
     assert _once(home, worker) == exitcodes.OK
     with Store.open(home) as store:
         store.request_revert("v1", actor="test", reason="wrong batch", now=NOW)
-    drop(home, "b.jsonl", "two\n")
-    worker.script("round-2", REJECTED)
+    drop(home, "c.jsonl", "three\n")
     worker.script("round-3", REJECTED)
+    worker.script("round-4", REJECTED)
     assert _once(home, worker) == exitcodes.DEGRADED
-    assert [row.kind for row in _rounds(home)] == ["batch", "revert", "batch"]
-    assert worker.starts("round")[1] == _rounds(home)[1].id
+    assert [row.kind for row in _rounds(home)] == ["batch", "batch", "revert", "batch"]
+    assert worker.starts("round")[2] == _rounds(home)[2].id
+
+
+def _every(count: int) -> Config:
+    return fast_config(derive={"consolidate_every": count})
+
+
+def _learn(home: Path, worker: FakeWorker, name: str, config: Config | None = None) -> int:
+    drop(home, f"{name}.jsonl", f"{name}\n")
+    return _once(home, worker, config)
+
+
+def test_after_so_many_batches_all_are_learnt_together_and_then_after_as_many_again(
+    home: Path, worker: FakeWorker
+) -> None:
+    codes = [_learn(home, worker, name, _every(2)) for name in "abcde"]
+    assert codes == [exitcodes.OK] * 5
+    kinds = [row.kind for row in _rounds(home)]
+    assert kinds == ["batch", "batch", "consolidation", "batch", "batch", "consolidation", "batch"]
+    asked = _rounds(home)[2]
+    assert (asked.state, asked.batch, asked.target) == ("published", None, None)
+    assert _current(home) == "v7"
+
+
+def test_they_are_learnt_together_before_the_next_batch_that_waits(home: Path, worker: FakeWorker) -> None:
+    for name in "abc":
+        drop(home, f"{name}.jsonl", f"{name}\n")
+    assert _once(home, worker, _every(2)) == exitcodes.OK
+    assert [row.kind for row in _rounds(home)] == ["batch", "batch", "consolidation", "batch"]
+
+
+def test_nothing_is_learnt_together_where_that_is_switched_off(home: Path, worker: FakeWorker) -> None:
+    for name in "abc":
+        _learn(home, worker, name, _every(0))
+    assert {row.kind for row in _rounds(home)} == {"batch"}
+
+
+def test_a_consolidation_that_gains_nothing_is_no_trouble_and_waits_for_more_batches(
+    home: Path, worker: FakeWorker
+) -> None:
+    worker.script("round-3", REJECTED)
+    codes = [_learn(home, worker, name, _every(2)) for name in "abcd"]
+    assert codes == [exitcodes.OK] * 4
+    assert [(row.kind, row.state) for row in _rounds(home)] == [
+        ("batch", "published"),
+        ("batch", "published"),
+        ("consolidation", "rejected"),
+        ("batch", "published"),
+        ("batch", "published"),
+        ("consolidation", "published"),
+    ]
+
+
+def test_a_consolidation_that_fails_for_good_is_trouble(home: Path, worker: FakeWorker) -> None:
+    worker.script("round-3", {"event": "failed", "reason": "out of luck", "retry": False})
+    codes = [_learn(home, worker, name, _every(2)) for name in "ab"]
+    assert codes == [exitcodes.OK, exitcodes.DEGRADED]
+    assert [row.state for row in _rounds(home)] == ["published", "published", "failed"]
+
+
+def test_what_a_consolidation_was_to_leave_out_is_asked_for_again_where_it_was_overtaken(
+    home: Path, worker: FakeWorker
+) -> None:
+    for name in "abc":
+        _learn(home, worker, name)
+    with Store.open(home) as store:
+        store.request_revert("v1", is_anew=True, actor="test", reason="wrong batch", now=NOW)
+    worker.script("round-4", _progress("teach", 0.1), {"sleep": 60})
+    with _forever(home, worker), Store.open(home) as store:
+        wait_until(lambda: _shown(home).get("step") == "teach")
+        store.promote("v2", reason="for now", actor="test", now=NOW)
+        wait_until(lambda: len(store.ledger.rounds()) == 5)
+    assert [(row.kind, row.target, row.reason) for row in _rounds(home)][4] == ("consolidation", 1, "wrong batch")
 
 
 def test_an_intake_runs_beside_a_round(home: Path, worker: FakeWorker) -> None:
