@@ -277,9 +277,9 @@ def why(
 def _made_text(kind: str, steps: Mapping[str, Any], taken_out: str | None) -> str:
     """How a version came to be that no batch was dropped for."""
     if kind == "consolidation":
-        num_batches = (steps.get("gather") or {}).get("num_batches")
+        num_batches = (steps.get("gather") or {}).get("num_batches") or "all"
         without = f", without that of {taken_out}" if taken_out else ""
-        return f"{num_batches} batches were learnt anew, all together{without}, in place of one after another"
+        return f"{num_batches} batches were learnt anew, together{without}, in place of one after another"
     return f"the patch of {taken_out} was taken out and the others merged again, without training"
 
 

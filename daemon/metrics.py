@@ -41,7 +41,7 @@ METRICS: Final = (
     Metric("alignd_versions", "gauge", "Versions by state.", ("state",)),
     Metric("alignd_rounds", "gauge", "Rounds by what became of them.", ("state",)),
     Metric("alignd_batches", "gauge", "Batches by state.", ("state",)),
-    Metric("alignd_queue_length", "gauge", "Batches and reverts that wait for a round."),
+    Metric("alignd_queue_length", "gauge", "Batches, reverts and consolidations that wait for a round."),
     Metric("alignd_inbox_waiting", "gauge", "Drops in the inbox that are not taken yet."),
     Metric("alignd_held", "gauge", "1 while nothing is published until `alignd resume`."),
     Metric("alignd_paused", "gauge", "1 while no round starts until `alignd resume`."),

@@ -36,13 +36,15 @@ def conclusion_lines(view: View, style: Style) -> list[str]:
 def _origin(found: View) -> str:
     if found["took_out"]:
         return f"which took {found['took_out']} out"
+    if found["kind"] == "consolidation":
+        return "which learnt all batches anew, together"
     return f"batch {printable(found['batch_name'] or '')} ({short(found['batch'])})"
 
 
 def _next(found: View) -> str:
     commands = [f"alignd show {found['id']}", f"alignd diff {found['parent']} {found['id']}"]
     if found["is_in_service"]:
-        commands += [f"alignd rollback {found['parent']}" if found["took_out"] else f"alignd revert {found['id']}"]
+        commands += [f"alignd revert {found['id']}" if found["batch"] else f"alignd rollback {found['parent']}"]
     return ", ".join(f"`{command}`" for command in commands)
 
 

@@ -224,7 +224,8 @@ def _decide(round_: Round, numbers: Mapping[str, Any]) -> dict[str, Any]:
     results = gate_results(numbers["counts"], numbers, _gates(round_))
     verdict = decide(results)
     if verdict.accepted and round_.row.kind == "consolidation" and round_.row.target is None:
-        verdict = _worth(round_.config, numbers)
+        worth = _worth(round_.config, numbers)
+        verdict = Decision(worth.accepted, (*verdict.reasons, *worth.reasons) if worth.accepted else worth.reasons)
     return {"accepted": verdict.accepted, "reasons": verdict.reasons, "gates": [result.to_dict() for result in results]}
 
 

@@ -166,6 +166,32 @@ def make_version(store: Store, seed: int, state: Any = "published", **kwargs: An
     return store.commit_version(round_id, **prepare(store, round_id, seed, **kwargs), state=state, now=NOW)
 
 
+def learn(store: Store, seed: int) -> VersionRow:
+    """A published version of one more batch, whose record tells its lineage."""
+    round_id = begin(store, seed)
+    known = store.version_record(store.current().id).get("lineage") or {"patches": [], "batches": []}
+    batch = store.round(round_id).batch
+    lineage = known | {"patches": [*known["patches"], f"p{seed}"], "batches": [*known["batches"], batch]}
+    return commit_lineage(store, round_id, seed, lineage)
+
+
+def consolidate(store: Store, seed: int = 90) -> VersionRow:
+    """A published version that stands for all batches learnt together."""
+    asked = store.request_consolidation(reason="enough", actor="tester", now=NOW)
+    store.begin_queued(asked.id, config={}, now=NOW)
+    batches = store.version_record(store.current().id)["lineage"]["batches"]
+    return commit_lineage(
+        store, asked.id, seed, {"patches": [f"p{seed}"], "batches": batches, "num_together": len(batches)}
+    )
+
+
+def commit_lineage(store: Store, round_id: str, seed: int, lineage: dict[str, Any]) -> VersionRow:
+    """The candidate of a running round, published, with a lineage in its record."""
+    made = prepare(store, round_id, seed)
+    made["record"] |= {"lineage": lineage, "kind": store.round(round_id).kind}
+    return store.commit_version(round_id, **made, state="published", now=NOW)
+
+
 def content(folder: Path) -> dict[str, bytes]:
     """Name -> bytes of all files under a folder."""
     return {

@@ -29,7 +29,19 @@ from state.store import Store
 from state.verify import parts
 from tests.command_world import Alignd, usable_base
 from tests.fakes_service import WAIT_S
-from tests.state_world import NOW, begin, content, drop, hold, make_version, prepare, without_papers, write_model
+from tests.state_world import (
+    NOW,
+    begin,
+    consolidate,
+    content,
+    drop,
+    hold,
+    learn,
+    make_version,
+    prepare,
+    without_papers,
+    write_model,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 WHO: Any = {"actor": "tester", "now": NOW}
@@ -372,6 +384,55 @@ def test_diff_names_the_batches_that_one_has_and_the_other_has_not(alignd: Align
     assert sorted(said("v4", "v2")) == sorted(said("v2", "v4"))
     assert said("v0", "v3") == [f"only in v3: {batch['batch1.jsonl']}, since v1"]
     assert "(-)" not in alignd.text("diff", "v2", "v3")
+
+
+def test_batches_are_learnt_together_when_somebody_asks(alignd: Alignd, store: Store) -> None:
+    learn(store, 1)
+    code, _, err = alignd("consolidate")
+    assert code == exitcodes.REFUSED and "v1 was made from 1 batch: there is nothing to learn together" in err
+    learn(store, 2)
+    code, out, err = alignd("consolidate", "--reason", "before the audit")
+    assert code == 0 and "it learns all batches of v2 anew, together" in out and "`alignd run` does the round" in err
+    assert alignd.json("status")["queue"][0]["kind"] == "consolidation"
+    assert "1: consolidation" in alignd.text("status")
+    assert alignd.json("audit")[-1]["details"]["reason"] == "before the audit"
+
+
+def test_history_and_show_say_that_all_were_learnt_together(alignd: Alignd, store: Store) -> None:
+    for seed in (1, 2):
+        learn(store, seed)
+    version = consolidate(store)
+    assert [row["consolidated"] for row in alignd.json("history")] == [False, False, False, True]
+    assert alignd.text("history").splitlines()[-1].endswith("all batches together")
+    told = " ".join(alignd.text("show", version.name).split())
+    assert "all batches were learnt anew, together, in place of one after another" in told
+
+
+def test_a_revert_of_what_was_learnt_together_says_that_it_trains(alignd: Alignd, store: Store) -> None:
+    for seed in (1, 2):
+        learn(store, seed)
+    consolidate(store)
+    learn(store, 3)
+    assert "it takes v1 out and learns all other batches anew, together" in alignd.text("revert", "v1")
+    assert "it takes v4 out and merges the other rounds again" in alignd.text("revert", "v4")
+    assert "it takes v2 out and learns all other batches anew" in alignd.text("revert", "v2", "--anew")
+    assert "3: revert of v1, revert of v4, revert of v2" in alignd.text("status")
+
+
+@pytest.mark.parametrize(("state", "is_trouble"), [("rejected", False), ("failed", True)])
+def test_a_consolidation_that_gains_nothing_is_no_trouble(
+    alignd: Alignd, store: Store, state: Any, *, is_trouble: bool
+) -> None:
+    from daemon.commands_run import _is_unpublished, endings
+
+    for seed in (1, 2):
+        learn(store, seed)
+    asked = store.request_consolidation(reason="", **WHO)
+    store.begin_queued(asked.id, config={}, now=NOW)
+    store.end_round(asked.id, state, reason="worse", now=NOW)
+    ending = endings(Context(alignd.home / "service.toml"))[asked.id]
+    assert (ending["name"], ending["state"], ending["reason"]) == ("consolidation", state, "worse")
+    assert _is_unpublished(ending) is is_trouble
 
 
 def test_history_says_what_a_revert_took_out(alignd: Alignd, two: Store) -> None:

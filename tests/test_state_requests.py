@@ -10,9 +10,9 @@ import pytest
 
 from state import audit
 from state.errors import RefusedError
-from state.rows import RoundRow, VersionRow
+from state.rows import RoundRow
 from state.store import Store
-from tests.state_world import NOW, begin, make_store, prepare
+from tests.state_world import NOW, commit_lineage, consolidate, learn, make_store
 
 WHO: Any = {"actor": "tester", "now": NOW}
 
@@ -21,28 +21,6 @@ WHO: Any = {"actor": "tester", "now": NOW}
 def store(tmp_path: Path) -> Iterator[Store]:
     with make_store(tmp_path) as made:
         yield made
-
-
-def learn(store: Store, seed: int) -> VersionRow:
-    """A published version of one more batch, whose record tells its lineage."""
-    round_id = begin(store, seed)
-    known = store.version_record(store.current().id).get("lineage") or {"patches": [], "batches": []}
-    batch = store.round(round_id).batch
-    lineage = known | {"patches": [*known["patches"], f"p{seed}"], "batches": [*known["batches"], batch]}
-    return commit(store, round_id, seed, lineage)
-
-
-def commit(store: Store, round_id: str, seed: int, lineage: dict[str, Any]) -> VersionRow:
-    made = prepare(store, round_id, seed)
-    made["record"]["lineage"] = lineage
-    return store.commit_version(round_id, **made, state="published", now=NOW)
-
-
-def consolidate(store: Store, seed: int = 90) -> VersionRow:
-    asked = begun(store, store.request_consolidation(reason="enough", **WHO))
-    batches = store.version_record(store.current().id)["lineage"]["batches"]
-    lineage = {"patches": [f"p{seed}"], "batches": batches, "num_together": len(batches)}
-    return commit(store, asked.id, seed, lineage)
 
 
 def begun(store: Store, asked: RoundRow) -> RoundRow:
@@ -152,7 +130,7 @@ def test_the_only_batch_of_a_consolidated_version_cannot_be_taken_out(store: Sto
     consolidate(store)
     asked = begun(store, store.request_revert("v1", reason="", **WHO))
     batches = store.version_record(2)["lineage"]["batches"][1:]
-    commit(store, asked.id, 91, {"patches": ["p91"], "batches": batches, "num_together": 1})
+    commit_lineage(store, asked.id, 91, {"patches": ["p91"], "batches": batches, "num_together": 1})
     assert store.find_batch("batch1.jsonl").state == "reverted"
     with pytest.raises(RefusedError, match="v2 is the only round in v4"):
         store.request_revert("v2", reason="", **WHO)
