@@ -30,16 +30,15 @@ from daemon.lineage import (
     remerge_edits,
 )
 from daemon.making import make_patch
-from daemon.measuring import axes_of, counts, gate_results, gate_sets, judged_by, measure_sets, metrics
+from daemon.measuring import counts, gate_results, gate_sets, judged_by, measure_sets, metrics
 from daemon.patching import Patching
 from daemon.probes import ProbeFiles
 from daemon.progress import Outcome, Reporter
 from daemon.resume import INPUTS, settle
-from daemon.searching import weights_of
+from daemon.searching import keeps_all
 from daemon.workbench import Workbench
 from patches.merge import SparsePatch
 from patches.model import load_model
-from policies.consolidation import is_no_worse
 from policies.decision import Decision
 from policies.gates import decide
 from state.rows import RoundRow
@@ -224,15 +223,9 @@ def _decide(round_: Round, numbers: Mapping[str, Any]) -> dict[str, Any]:
     results = gate_results(numbers["counts"], numbers, _gates(round_))
     verdict = decide(results)
     if verdict.accepted and round_.row.kind == "consolidation" and round_.row.target is None:
-        worth = _worth(round_.config, numbers)
-        verdict = Decision(worth.accepted, (*verdict.reasons, *worth.reasons) if worth.accepted else worth.reasons)
+        kept = keeps_all(round_.config, numbers)
+        verdict = Decision(kept.accepted, (*verdict.reasons, *kept.reasons) if kept.accepted else kept.reasons)
     return {"accepted": verdict.accepted, "reasons": verdict.reasons, "gates": [result.to_dict() for result in results]}
-
-
-def _worth(config: Config, numbers: Mapping[str, Any]) -> Decision:
-    """Whether a consolidation loses nothing that the current version has."""
-    candidate, current = (axes_of(numbers[name], 0.0) for name in ("candidate", "current"))
-    return is_no_worse(candidate, current, weights_of(config), config.merge.search.min_gain)
 
 
 def _gates(round_: Round) -> GatesSection:

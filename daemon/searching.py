@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
 from daemon.config import Config
-from daemon.measuring import ProbeSets, axes, measure_sets
+from daemon.measuring import ProbeSets, axes, axes_of, measure_sets
 from daemon.workbench import Workbench
 from patches.errors import EmptyDifferenceSetError
 from patches.merge import Patches, Setting, is_something, merged, merged_patch, shortfall, touched_fraction
 from patches.model import count_entries, decoder_linears
+from policies.consolidation import is_no_worse
+from policies.decision import Decision
 from policies.search import Point, Space, Trial, Weights, choose, next_point, score
 
 _ABOUT_SETS: Final = (
@@ -91,6 +93,16 @@ def _space(config: Config, patches: Patches, *, is_repair: bool) -> Space:
         alpha=_first(search.repair_alphas if is_repair else search.alphas, has_safety),
         beta=_first(search.betas, has_over) if has_safety else (0.0,),
     )
+
+
+def keeps_all(config: Config, numbers: Mapping[str, Mapping[str, Any]]) -> Decision:
+    """Whether a consolidation loses nothing that the current version has.
+
+    Args:
+        numbers: `metrics` of the "candidate" and of the "current" version on the same gate probes.
+    """
+    candidate, current = (axes_of(numbers[name], 0.0) for name in ("candidate", "current"))
+    return is_no_worse(candidate, current, weights_of(config), config.merge.search.min_gain)
 
 
 def _first(values: tuple[float, ...], has_more: bool) -> tuple[float, ...]:

@@ -657,7 +657,7 @@ def test_a_consolidation_that_loses_something_is_not_taken(home: Home, monkeypat
         seen.append((candidate, current))
         return is_no_worse(dataclasses.replace(candidate, utility=-1.0), current, *rest)
 
-    monkeypatch.setattr(method, "is_no_worse", worse)
+    monkeypatch.setattr("daemon.searching.is_no_worse", worse)
     asked = home.store.request_consolidation(actor="test", reason="", now=NOW)
     home.store.begin_queued(asked.id, config=to_dict(home.config), now=NOW)
     outcome = home.run(asked.id)

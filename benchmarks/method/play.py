@@ -15,15 +15,14 @@ from benchmarks.method.ground import Ground
 from daemon.config import Config
 from daemon.intake import TakenIn
 from daemon.making import make_patch
-from daemon.measuring import ProbeSets, axes_of, counts, gate_results, gate_sets, measure_sets, metrics
+from daemon.measuring import ProbeSets, counts, gate_results, gate_sets, measure_sets, metrics
 from daemon.patching import Patching, Shapes
 from daemon.probes import ProbeFiles
-from daemon.searching import weights_of
+from daemon.searching import keeps_all
 from daemon.workbench import Workbench
 from patches.evaluate import Measurement
 from patches.merge import Claims, SparsePatch, merged, touched_fraction
 from patches.model import count_entries, decoder_linears, load_model
-from policies.consolidation import is_no_worse
 from policies.decision import Decision
 from policies.gates import decide
 
@@ -102,8 +101,7 @@ def play_consolidation(task: Task, config: Config, batches: Mapping[str, TakenIn
     numbers = _numbers(bench, measured, sets)
     decision = decide(gate_results(counts(measured), numbers, config.gates))
     if decision.accepted:
-        after, before = (axes_of(numbers[name], 0.0) for name in ("candidate", "current"))
-        decision = is_no_worse(after, before, weights_of(config), config.merge.search.min_gain)
+        decision = keeps_all(config, numbers)
     return replace(candidate, decision=decision)
 
 
