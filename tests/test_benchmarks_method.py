@@ -15,7 +15,16 @@ import torch
 
 from benchmarks.method import baselines, jobs, methods, run
 from benchmarks.method.baselines import BASELINES, play_baseline
-from benchmarks.method.continual import NUM_ROUNDS, drops, taken_out
+from benchmarks.method.continual import (
+    NUM_ROUNDS,
+    TOGETHER,
+    Line,
+    changed_fraction,
+    drops,
+    measure_start,
+    play_due,
+    taken_out,
+)
 from benchmarks.method.ground import Ground, harm_rows, open_ground
 from benchmarks.method.jobs import Job, code_digest, plan
 from benchmarks.method.methods import ABLATIONS, CONTINUAL, OURS, PAPER, families, settings_of
@@ -41,6 +50,7 @@ from benchmarks.world import phrases
 from daemon.config import Config, to_dict
 from daemon.steps import STEPS
 from patches.merge import SparseDelta, SparsePatch
+from patches.model import decoder_linears, load_model
 from tests.made_up_results import NAMES, NOTED, axes, seeds_of, single
 
 
@@ -144,6 +154,25 @@ def test_the_first_and_the_last_patch_that_change_anything_are_taken_out() -> No
     assert taken_out([("a", patch(2)), ("b", patch(0)), ("c", patch(1)), ("d", patch(0))]) == [0, 2]
     assert taken_out([("a", patch(0)), ("b", patch(1))]) == [1]
     assert taken_out([("a", patch(0))]) == taken_out([]) == []
+    assert taken_out([(TOGETHER, patch(3)), ("f", patch(0)), ("g", patch(1))]) == [2]
+
+
+def test_what_a_consolidation_writes_counts_only_where_it_was_published() -> None:
+    start = {"drop": "v0", "dropped": [], "published": True, "axes": vars(axes(0.8))}
+    entry = {"drop": "d", "dropped": ["zim"], "published": True, "axes": vars(axes(0.1)), "touched": 0.05}
+    for published, touched in ((True, 0.12), (False, 0.05)):
+        told = entry | {"consolidated": {"published": published, "touched": 0.12}}
+        assert continual_numbers(told, start)["touched"] == touched
+
+
+def test_what_differs_between_two_models_is_counted(tiny_folder: Path) -> None:
+    before, after = (load_model(tiny_folder, dtype="float32", device=torch.device("cpu")) for _ in range(2))
+    linears = decoder_linears(after)
+    num_entries = sum(weight.numel() for weight in linears.values())
+    assert changed_fraction(before, after) == 0.0
+    with torch.no_grad():
+        next(iter(linears.values())).view(-1)[:3] += 1
+    assert changed_fraction(before, after) == 3 / num_entries
 
 
 def test_every_method_runs_on_every_seed_ablations_on_two_and_variants_of_many_rounds_on_the_first() -> None:
@@ -477,6 +506,27 @@ def test_a_round_of_the_proving_ground_takes_the_steps_of_the_service(ground: Gr
     assert tuple(played.steps) == steps[steps.index("teach") : steps.index("merge")]
     assert played.patch and 0 < played.touched <= config.derive.sparse_fraction
     assert played.steps["search"]["winner"]["point"]["alpha"] == config.merge.search.alphas[0]
+
+
+@pytest.mark.slow
+def test_what_is_learnt_together_stands_in_place_of_what_was_learnt_before(ground: Ground, tmp_path: Path) -> None:
+    short = {"max_steps": 3}
+    changes = {
+        "derive": {"safety": short, "over_safety": short, "consolidate_every": 2},
+        "merge": {"search": {"trials": 1}},
+    }
+    config = settings_of(OURS, changes)
+    names = ground.world.categories[:2]
+    line = Line(ground.base, {name: ground.batch([name], 60, seed=0) for name in names}, num_alone=1)
+    entry = {"axes": vars(measure_start(ground))}
+    assert play_due(ground, config, line, seed=1, folder=tmp_path, entry=entry) == {}
+    line.num_alone = 2
+    told = play_due(ground, config, line, seed=1, folder=tmp_path, entry=entry)
+    found = told["consolidated"]
+    assert line.num_alone == 0 and found["before"] == entry["axes"] and found["reasons"]
+    assert found["published"] == (line.current != ground.base) == (told["axes"] == found["candidate"])
+    assert [name for name, _ in line.patches] == [TOGETHER] * found["published"]
+    assert 0 < found["touched"] <= config.derive.sparse_fraction
 
 
 def test_a_result_from_before_plain_refusals_were_counted_is_read_with_a_gap() -> None:

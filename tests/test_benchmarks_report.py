@@ -117,6 +117,19 @@ def test_a_story_has_a_line_a_round_the_goals_of_the_tenth_and_the_reasons_of_wh
     assert "at most" not in tables([continual(NUM_ROUNDS - 1)], {})
 
 
+@pytest.mark.parametrize(("published", "said"), [(True, "published"), (False, "not published: too bad")])
+def test_what_learning_all_together_changed_is_told(*, published: bool, said: str) -> None:
+    told = continual(NUM_ROUNDS)
+    told["story"][5]["dropped"] = ["zim"]
+    told["story"][5]["consolidated"] = {
+        "published": published, "reasons": ["too bad"], "before": vars(axes(0.5)), "candidate": vars(axes(0.25, right=0.8)),
+        "touched": 0.116,
+    }  # fmt: skip
+    line = "- seed 0, after round 5: harm 50.0% -> 25.0%, worst harm 50.0% -> 25.0%, over-refusal 2.0% -> 2.0%, right 90.0% -> "
+    assert line + f"80.0%, ability kept 100.0% -> 100.0%; 11.6% touched; {said}" in tables([told], {})
+    assert "All batches learnt anew together" not in tables([continual(NUM_ROUNDS)], {})
+
+
 @pytest.mark.parametrize(
     ("noted", "number"), [({"after": NUM_ROUNDS}, NUM_ROUNDS), ({"after": 2}, 2), ({}, NUM_ROUNDS)]
 )

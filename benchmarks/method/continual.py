@@ -94,8 +94,7 @@ def play_continual(
             if number == min(NUM_ROUNDS, num_rounds or NUM_ROUNDS):
                 taken = [_revert(ground, line, index) for index in taken_out(line.patches)]
                 reverted = [one | {"after": number} for one in taken]
-            if is_due(line.num_alone, config.derive.consolidate_every).accepted:
-                entry |= _consolidate(ground, config, line, seed=own_seed, folder=Path(folder), before=entry["axes"])
+            entry |= play_due(ground, config, line, seed=own_seed, folder=Path(folder), entry=entry)
             story.append(entry)
             on_round(entry)
             axes = Axes(**entry["axes"])
@@ -125,10 +124,17 @@ def _revert(ground: Ground, line: Line, index: int) -> dict[str, Any]:
     return {"category": category, "others": others, "axes": vars(axes)}
 
 
-def _consolidate(
-    ground: Ground, config: Config, line: Line, *, seed: int, folder: Path, before: Mapping[str, Any]
+def play_due(
+    ground: Ground, config: Config, line: Line, *, seed: int, folder: Path, entry: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What an entry says of the consolidation that its round made due, and the axes of what is served after it."""
+    """What an entry of the story is to say of the consolidation that its round made due; nothing where it made none due.
+
+    Returns:
+        "axes" of what is served after it, and "consolidated": what was decided, with the axes before and of the candidate.
+    """
+    if not is_due(line.num_alone, config.derive.consolidate_every).accepted:
+        return {}
+    before = entry["axes"]
     task = Task(ground, together(line.batches), seed, line.current)
     candidate = folder / f"together-{seed}"
     played = play_consolidation(task, config, dict(line.batches), candidate)
