@@ -11,7 +11,7 @@ import torch
 
 from daemon.candidate import MergedEdits, keep_patch, sparse_entries
 from daemon.config import ConfigError
-from daemon.lineage import Lineage, claims, earlier_batches, lineage_of, remerge_edits
+from daemon.lineage import Lineage, claims, earlier_batches, ground_folder, lineage_of, remerge_edits
 from daemon.probes import load
 from patches.merge import SparseDelta, SparsePatch
 from state.durable import remove_tree
@@ -19,7 +19,7 @@ from state.errors import StoreCorruptError
 from state.store import Store
 from state.tensors import ModelFolder
 from tests.round_world import Home, config_of, opened, pairs
-from tests.state_world import SHAPES, make_store
+from tests.state_world import SHAPES, content, make_store, rebuilt, take_in
 
 NAME = "layer.0.weight"
 SIZES = {name: torch.Size(shape) for name, shape in SHAPES.items()}
@@ -57,6 +57,20 @@ def test_a_consolidation_puts_one_patch_in_place_of_all_and_keeps_their_batches(
     assert recipe.without("p").without("p3") == Lineage((), ())
     assert recipe.without_batch("b1") == Lineage((), ("b2", "b3"))
     assert recipe.consolidated("q") == Lineage(("q",), ("b1", "b2", "b3"), num_together=3)
+
+
+def test_rounds_start_from_the_base_or_from_an_import_also_where_its_folder_was_collected(
+    store: Store, tmp_path: Path
+) -> None:
+    assert ground_folder(store, Lineage((), ()), tmp_path) == store.model_path(0)
+    version = take_in(store, 1)
+    recipe = Lineage((), (), version.id)
+    assert ground_folder(store, recipe, tmp_path) == rebuilt(store, version.id)
+    before = content(store.model_path(version.id))
+    remove_tree(store.model_path(version.id))
+    for _ in range(2):  # a start that was killed may have left half of it
+        assert content(ground_folder(store, recipe, tmp_path)) == before
+    assert not store.model_path(version.id).exists()
 
 
 def test_the_base_is_made_of_nothing(store: Store) -> None:

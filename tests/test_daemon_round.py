@@ -666,6 +666,24 @@ def test_a_consolidation_that_loses_something_is_not_taken(home: Home, monkeypat
     assert [axes.utility for axes in seen[0]] == [numbers[name]["utility"] for name in ("candidate", "current")]
 
 
+def test_a_consolidation_trains_from_the_base_and_all_later_steps_look_at_the_current_version(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    second = home.play(2)
+    started: list[Path] = []
+    opened_as = Workbench.open
+
+    def noting(config: Any, current: Path, *rest: Any, **more: Any) -> Workbench:
+        started.append(current)
+        return opened_as(config, current, *rest, **more)
+
+    monkeypatch.setattr(Workbench, "open", noting)
+    home.consolidate()
+    assert started == [home.store.model_path(0), home.store.model_path(second.id)]
+
+
 def test_a_consolidation_measures_against_the_current_version_and_not_against_where_it_began(home: Home) -> None:
     home.config = config_of(UNSEARCHED)
     home.play(1)
