@@ -383,7 +383,8 @@ def test_once_is_3_after_a_version_that_waits_for_approval_and_0_after_it_was_ap
 
 
 def test_once_is_0_after_a_batch_was_taken_out_as_asked(desk: Desk, once: Once) -> None:
-    drop(desk.home, "a.jsonl", lines(rows()).decode())
+    for name in ("a", "b"):
+        drop(desk.home, f"{name}.jsonl", lines(rows(seed=name)).decode())
     once()
     with Store.open(desk.home) as store:
         store.request_revert("v1", actor="test", reason="mislabelled", now=NOW)
