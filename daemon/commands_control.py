@@ -92,7 +92,7 @@ def _nearest_that_differs(line: Sequence[VersionRow]) -> VersionRow | None:
 
 
 def revert(context: Context, args: argparse.Namespace) -> Answer:
-    """Queues the round that takes one version's patch out."""
+    """Queues the round that takes one version's patch out, or that learns all other batches anew."""
     with context.store() as store:
         row = store.request_revert(args.ref, is_anew=args.anew, actor=context.actor, reason=args.reason, now=utc_now())
         is_anew = row.kind == "consolidation"
@@ -285,7 +285,7 @@ COMMANDS: Final = (
     ),
     Command(
         "revert",
-        "Take one version's patch out and merge the others again",
+        "Take one version out: merge the others again, or learn them anew",
         ("alignd revert v2", 'alignd revert v2 --reason "the batch was mislabelled"', "alignd revert v1 --anew"),
         revert,
         (

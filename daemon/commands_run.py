@@ -63,8 +63,7 @@ def _is_unpublished(ending: View) -> bool:
     """Whether a drop came to another end than a published version; a duplicate's end is that of the batch it repeats."""
     if ending["state"] == views.DUPLICATE:
         return bool(ending["original_state"] != "published")
-    is_spare = ending["name"] == views.CONSOLIDATION and ending["state"] == "rejected"  # it would have gained nothing
-    return ending["state"] in UNPUBLISHED and not is_spare
+    return ending["state"] in UNPUBLISHED and bool(ending.get("wanted", True))
 
 
 def _waiting(context: Context, shared: Sequence[str], own: Mapping[str, str]) -> list[View]:

@@ -80,7 +80,8 @@ class DeriveSection(Table, frozen=True):
     max_length: Positive = 512
     """Tokens of prompt and response together; longer responses are cut, longer prompts dropped."""
     max_rows: Positive = 4000
-    """Rows of one batch that are trained on; a larger batch is sampled, with the round's seed."""
+    """Rows of one batch that are trained on; a larger batch is sampled, with the round's seed. In a consolidation rows of all
+    batches together, as many of each."""
     sparse_fraction: Annotated[float, Meta(gt=0, le=1)] = 0.1
     """sparse: share of each of the decoder's matrices that a round may change, chosen by SNIP scores before training."""
     safety: ObjectiveSection = ObjectiveSection(

@@ -194,7 +194,7 @@ def _spread(values: Mapping[str, float]) -> View:
 def rows_of(record: Mapping[str, Any]) -> dict[str, int]:
     """Counts of rows that a round read and taught, by what they are."""
     steps = record.get("steps") or {}
-    found = {**(steps.get("parse") or {}), **(steps.get("teach") or {})}
+    found = {**(steps.get("parse") or steps.get("gather") or {}), **(steps.get("teach") or {})}
     return {key: value for key, value in found.items() if key.startswith("num_") and isinstance(value, int)}
 
 
@@ -277,9 +277,10 @@ def why(
 def _made_text(kind: str, steps: Mapping[str, Any], taken_out: str | None) -> str:
     """How a version came to be that no batch was dropped for."""
     if kind == "consolidation":
-        num_batches = (steps.get("gather") or {}).get("num_batches") or "all"
+        num_batches = (steps.get("gather") or {}).get("num_batches")
+        batches = "one batch was" if num_batches == 1 else f"{num_batches or 'all'} batches were"
         without = f", without that of {taken_out}" if taken_out else ""
-        return f"{num_batches} batches were learnt anew, together{without}, in place of one after another"
+        return f"{batches} learnt anew, together{without}, in place of one after another"
     return f"the patch of {taken_out} was taken out and the others merged again, without training"
 
 

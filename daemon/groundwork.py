@@ -24,10 +24,16 @@ def sound_models(store: Store, row: RoundRow) -> Iterator[None]:
         StoreCorruptError: names the first file that is gone, or not what was written; the round will begin anew.
     """
     with _beginning_anew(store, row):
-        stamps = _check_models(store, {row.parent, 0})
+        stamps = _check_models(store, {row.parent, 0} | _start_of(store, row))
     yield
     with _beginning_anew(store, row):
         _check_untouched(store, stamps)
+
+
+def _start_of(store: Store, row: RoundRow) -> set[int]:
+    """The import that a consolidation trains from, where its folder is there; else it is made from what is checked."""
+    ground = store.ground(row.parent).id
+    return {ground} if row.kind == "consolidation" and store.is_materialized(ground) else set()
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from daemon.batch_files import Limits
 from daemon.config import Config
 from daemon.config_checks import ANSWER_ROOM
 from daemon.formats import ParsedBatch, read_batch
-from daemon.probes import ProbeFiles, load
+from daemon.probes import ProbeFiles, load, thin
 from daemon.progress import Outcome, Reporter
 from daemon.rows import BatchError, Row
 from patches.judge import RuleJudge
+from policies.consolidation import fair_shares
 from policies.intake import IntakeConfig, Screened, Split, keep_first_sides, screen, split_rows
 from state import signed
 from state.batches import identity
@@ -164,16 +165,22 @@ def join(earlier: Mapping[str, TakenIn], sha256: str, taken: TakenIn) -> dict[st
     return batches
 
 
-def together(batches: Mapping[str, TakenIn]) -> TakenIn:
-    """All rows of several batches as one, each on the side that it had."""
+def together(batches: Mapping[str, TakenIn], max_rows: int) -> TakenIn:
+    """The rows of several batches as one, each on the side that it had.
+
+    Args:
+        max_rows: rows to learn from at most; where there are more, the largest batches give up some, evenly spread.
+    """
+    shares = fair_shares([len(taken.split.train) for taken in batches.values()], max_rows)
     rows: list[Row] = []
     sides: dict[str, list[int]] = {"train": [], "dev": [], "gate": []}
-    for taken in batches.values():
-        for side, indices in sides.items():
-            indices += [len(rows) + i for i in getattr(taken.split, side)]
+    for taken, share in zip(batches.values(), shares, strict=True):
+        kept = {"train": thin(taken.split.train, share), "dev": taken.split.dev, "gate": taken.split.gate}
+        for side, indices in kept.items():
+            sides[side] += [len(rows) + i for i in indices]
         rows += taken.rows
     split = Split(**{side: tuple(indices) for side, indices in sides.items()})
-    return TakenIn(rows, split, {"num_batches": len(batches)} | split.counts())
+    return TakenIn(rows, split, {"num_batches": len(batches), "num_rows": len(rows)} | split.counts())
 
 
 def sequence_limit(model: Path, config: Config) -> int:

@@ -108,8 +108,8 @@ def _unreadable(store: StoreCore, sha256: str, err: Exception) -> StoreCorruptEr
     if identity(path) != sha256:
         return StoreCorruptError(f"{what} is not what was received: {path}", remedy(store, path))
     return ConfigError(
-        f"{what} cannot be read under the settings any more: {err}; mend them, then `alignd abort` and `alignd retry` "
-        "begin the round with them"
+        f"{what} cannot be read under the settings any more: {err}; mend them, then `alignd abort` and `alignd retry`, or "
+        "asking for the round again, begin it with them"
     )
 
 

@@ -11,6 +11,7 @@ from policies.intake import PHRASES
 
 TITLES: Final = {
     "parse": "parse: the batch",
+    "gather": "gather: all batches",
     "teach": "teach: what is learnt and what is held, in rows",
     "choose": "choose: entries that may be trained",
     "score": "score: which entries matter",
@@ -18,7 +19,7 @@ TITLES: Final = {
     "remerge": "remerge: the candidate",
 }
 _TAUGHT: Final = {
-    "num_batch": "of the batch",
+    "num_batch": "of the batch, or of all together",
     "num_replay": "of earlier batches, replayed",
     "num_standing": "standing harm probes",
     "num_lookalikes": "lookalikes",

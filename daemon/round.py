@@ -6,6 +6,7 @@ skips what it finds done. The supervisor, which survives this process, turns the
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -113,8 +114,9 @@ def _revert(round_: Round) -> Outcome:
 
 
 def _nothing_left(round_: Round) -> Outcome:
-    ground = round_.store.ground_in_words(round_.row.parent)
-    return Outcome("rejected", (f"without v{round_.row.target} no round is left: the model is {ground}",))
+    ground, target = round_.store.ground_in_words(round_.row.parent), round_.row.target
+    what = f"without v{target} no round is left" if target is not None else "there is no batch to learn"
+    return Outcome("rejected", (f"{what}: the model is {ground}",))
 
 
 def _consolidate(round_: Round) -> Outcome:
@@ -122,22 +124,30 @@ def _consolidate(round_: Round) -> Outcome:
 
     What tells harm from lookalikes is learnt better from many categories at once than from one and repairs behind it.
     """
-    store, config, row = round_.store, round_.config, round_.row
+    store, row = round_.store, round_.row
     lineage = lineage_of(store, row.parent)
     if row.target is not None:
         lineage = lineage.without_batch(store.version(row.target).batch or "")
     if not lineage.batches:
         return _nothing_left(round_)
-    batches = earlier_batches(store, config, lineage, round_.files)
-    taken = together(batches)
-    round_.done("gather", lambda: taken.stats | {INPUTS: round_.files.digests})
+    batches = earlier_batches(store, round_.config, lineage, round_.files)
+    merge = _learn_together(round_, lineage, batches)
+    gc.collect()  # the model that was trained: two others are measured now
+    return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage.consolidated(merge["patch"]))
 
+
+def _learn_together(round_: Round, lineage: Lineage, batches: Mapping[str, TakenIn]) -> Mapping[str, Any]:
+    """What the merge of a consolidation recorded, from an earlier start or from training now."""
+    store, config, row = round_.store, round_.config, round_.row
+    taken = together(batches, config.derive.max_rows)
+    round_.done("gather", lambda: taken.stats | {INPUTS: round_.files.digests})
+    if "merge" in round_.results:
+        return round_.results["merge"]
     bench = _open_bench(round_, batches, ground_folder(store, lineage, store.scratch(row.id)))
     claimed = partial(claims, store, replace(lineage, patches=(), batches=(), num_together=0))
     work = Patching(bench, store.scratch(row.id), taken=taken, earlier={}, seed=_seed(row, config))
     patch = make_patch(work, claimed, done=round_.done, progress=round_.progress)
-    merge = round_.done("merge", lambda: _merge_anew(round_, patch, lineage))
-    return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage.consolidated(merge["patch"]))
+    return round_.done("merge", lambda: _merge_anew(round_, patch, lineage))
 
 
 def _merge(round_: Round, patch: SparsePatch) -> dict[str, Any]:

@@ -64,9 +64,12 @@ class Rounds:
             self._start_next()
 
     def next_work(self) -> Work | None:
-        """What runs next: an interrupted round, then what was asked for, then batches in order of arrival."""
+        """What runs next: an interrupted round, then reverts, then a consolidation, then batches in order of arrival."""
         ledger = self._store.ledger
-        for round_ in (*ledger.rounds("running"), *ledger.rounds("queued")):
+        asked = sorted(
+            ledger.rounds("queued"), key=lambda row: row.target is None
+        )  # what takes a batch out comes first
+        for round_ in (*ledger.rounds("running"), *asked):
             return round_
         return next((row for row in ledger.batches("queued") if row.stats), None)
 
@@ -134,9 +137,9 @@ class Rounds:
 
     def _ask_to_consolidate(self) -> None:
         every = self._shop.config.derive.consolidate_every
-        due = is_due(self._store.learnt_alone(every), every)
+        due = is_due(self._store.learnt_alone() if every else 0, every)
         if due.accepted and not self._store.ledger.rounds("queued", "running", "awaiting_approval"):
-            with contextlib.suppress(RefusedError):  # reverts may have left a single batch of them
+            with contextlib.suppress(RefusedError):  # a command came in between
                 reason = due.reasons[0]
                 self._store.request_consolidation(actor=ACTOR, reason=reason, now=self._shop.stamp())
 

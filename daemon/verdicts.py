@@ -23,6 +23,7 @@ from daemon.log import (
     WORKER_FAILED,
 )
 from daemon.progress import FailedEvent
+from daemon.views import is_wanted
 from policies.schedule import is_out_of_attempts, retry_at
 from state import durable, gc
 from state.errors import LockedError, NotFoundError, RefusedError, StoreCorruptError, StoreError
@@ -31,11 +32,6 @@ from state.rows import BatchState, RoundRow
 NOTE: Final = "verdicts"
 
 _log = structlog.get_logger()
-
-
-def is_wanted(row: RoundRow) -> bool:
-    """Whether something is missing without a version of this round; a consolidation may well gain nothing."""
-    return row.batch is not None or row.target is not None
 
 
 class Verdicts:
@@ -76,6 +72,8 @@ class Verdicts:
         self._clear(round_id)
         if row.target is not None and row.state == "running":
             self._ask_again(row, reason)
+        elif row.kind == "consolidation":
+            self._store.forget_tried()  # where it is due, it is due on what came into service, too
 
     def _ask_again(self, row: RoundRow, reason: str) -> None:
         is_anew, why, now = row.kind == "consolidation", row.reason or reason, self._shop.stamp()

@@ -139,11 +139,17 @@ def without_batch(target: str | None) -> str:
     return f"revert of {target}" if target else CONSOLIDATION
 
 
+def is_wanted(row: RoundRow) -> bool:
+    """Whether something is missing where this round made no version: a consolidation may well gain nothing, or be ended."""
+    return row.batch is not None or row.target is not None or row.state == "failed"
+
+
 def request_ending_view(row: RoundRow) -> View:
     """How a revert or a consolidation ended, as `ending_view` tells of batches."""
     return {
         "id": row.id,
         "name": without_batch(version_name(row.target)),
+        "wanted": is_wanted(row),
         "state": row.state,
         "reason": "" if row.version is not None else row.reason,
         "versions": [] if row.version is None else [version_name(row.version)],

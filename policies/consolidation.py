@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from policies.decision import Decision
 from policies.search import Axes, Weights, score
 
@@ -16,6 +18,19 @@ def is_due(num_learnt: int, every: int) -> Decision:
     if every == 0 or num_learnt < every:
         return Decision(False)
     return Decision(True, (f"{num_learnt} batches were learnt one after another",))
+
+
+def fair_shares(sizes: Sequence[int], most: int) -> list[int]:
+    """How many rows of each batch are learnt from, ``most`` in all: the same of each, and all of those that have fewer.
+
+    Args:
+        sizes: rows of each batch.
+    """
+    shares, left = [0] * len(sizes), most
+    for position, place in enumerate(sorted(range(len(sizes)), key=lambda i: sizes[i])):
+        shares[place] = min(sizes[place], left // (len(sizes) - position))
+        left -= shares[place]
+    return shares
 
 
 def is_no_worse(candidate: Axes, current: Axes, weights: Weights, tolerance: float) -> Decision:

@@ -48,15 +48,17 @@ class Requests(Queue):
         Where its batch was learnt together with others there is no such patch: then the others are learnt anew, together.
 
         Args:
-            is_anew: learn the others anew in any case.
+            is_anew: learn the others anew in any case, also where the revert is queued already to merge again.
         Raises:
             RefusedError: the version is not part of the current one, or is asked for already.
         """
         with self._changing(f"revert {ref}"):
             target = self.resolve(ref)
-            self._check_revertible(target.id)
+            known = self._queued_revert(target.id) if is_anew else None
+            if known is None:
+                self._check_revertible(target.id)
             kind: RoundKind = "consolidation" if is_anew else self._kind_of_revert(target)
-            return self._ask("revert_requested", kind, target.id, actor=actor, reason=reason, now=now)
+            return self._ask("revert_requested", kind, target.id, known=known, actor=actor, reason=reason, now=now)
 
     def request_consolidation(self, *, actor: str, reason: str, now: str) -> RoundRow:
         """Queue a round that learns all batches of the current version anew, together.
@@ -74,20 +76,34 @@ class Requests(Queue):
                 )
             for row in self.ledger.rounds("queued", "running", "awaiting_approval"):
                 if row.kind == "consolidation":
-                    raise RefusedError(f"{row.id} learns all batches together already, and is {row.state}")
+                    without = f" but that of v{row.target}" if row.target is not None else ""
+                    raise RefusedError(f"{row.id} learns all batches{without} together already, and is {row.state}")
             return self._ask("consolidation_requested", "consolidation", None, actor=actor, reason=reason, now=now)
 
-    def learnt_alone(self, most: int) -> int:
-        """Batches that were learnt one after another since all were learnt together or that was last tried; `most` at most."""
+    def learnt_alone(self) -> int:
+        """Batches of the current version learnt one after another since all were learnt together, or since that was last tried.
+
+        0 where it has fewer than two batches in all: there is nothing to learn together. What was taken out does not count.
+        """
         tried = int(self.ledger.note(_TRIED_AT) or 0)
-        count, row = 0, self.current()
-        while row.parent is not None and row.id > tried and count < most:
+        found, row = set[str | None](), self.current()
+        while row.parent is not None and row.id > tried:
             round_ = self.ledger.round(row.round or "")
             if round_ is None or round_.kind == "consolidation":
                 break  # an import's batches are not here
-            count += row.batch is not None
+            found.add(row.batch)
             row = self.version(row.parent)
-        return count
+        batches = self._recipe().get("batches", ()) if found else ()
+        return len(found.intersection(batches)) if len(batches) > 1 else 0
+
+    def forget_tried(self) -> None:
+        """Let a consolidation that was overtaken be due again (one transaction; no lock, no audit line)."""
+        with self.ledger.transaction():
+            self.ledger.set_note(_TRIED_AT, "")
+
+    def _queued_revert(self, target: int) -> RoundRow | None:
+        queued = self.ledger.rounds("queued")
+        return next((row for row in queued if row.target == target and row.kind == "revert"), None)
 
     def _recipe(self) -> dict[str, Any]:
         """The lineage that the current version's record tells."""
@@ -99,8 +115,19 @@ class Requests(Queue):
         together = recipe.get("batches", [])[: recipe.get("num_together", 0)]
         return "consolidation" if target.batch in together else "revert"
 
-    def _ask(self, action: str, kind: RoundKind, target: int | None, *, actor: str, reason: str, now: str) -> RoundRow:
-        round_ = RoundRow(
+    def _ask(
+        self,
+        action: str,
+        kind: RoundKind,
+        target: int | None,
+        *,
+        known: RoundRow | None = None,
+        actor: str,
+        reason: str,
+        now: str,
+    ) -> RoundRow:
+        """Args: known: the queued round that is to be of this kind from now on, instead of a new one."""
+        round_ = known or RoundRow(
             id=f"r{self.ledger.next_number(RoundRow):06d}",
             kind=kind,
             batch=None,
@@ -109,13 +136,11 @@ class Requests(Queue):
             state="queued",
             step=None,
             started_at=now,
-            reason=reason,
         )
         subject = self.current().name if target is None else f"v{target}"
         details = {"round": round_.id, "reason": reason}
         with self._transaction(action, subject, actor=actor, now=now, details=details):
-            self.ledger.save(round_)
-        return round_
+            return self.ledger.save(replace(round_, kind=kind, reason=reason))
 
     def _check_revertible(self, target: int) -> None:
         if target == 0:
@@ -132,6 +157,12 @@ class Requests(Queue):
                 f"v{target} is reverted already, or about to be", "`alignd history` says which version took it out"
             )
         current, version = self.current(), self.version(target)
+        made_by = self.ledger.round(version.round or "")
+        if made_by is not None and made_by.kind == "consolidation":
+            raise RefusedError(
+                f"v{target} learnt its batches together: it has no batch of its own to take out",
+                f"name the version of one of them; `alignd rollback v{version.parent}` goes back to before",
+            )
         recipe = self._recipe()
         if recipe.get("patches") == [version.patch] or recipe.get("batches") == [version.batch]:
             raise RefusedError(
@@ -147,12 +178,6 @@ class Requests(Queue):
             raise RefusedError(
                 f"v{target} was imported: it has no round of this home to take out",
                 "`alignd rollback REF` goes back to a version without it",
-            )
-        made_by = self.ledger.round(version.round or "")
-        if made_by is not None and made_by.kind == "consolidation":
-            raise RefusedError(
-                f"v{target} learnt its batches together: it has no batch of its own to take out",
-                f"name the version of one of them; `alignd rollback v{version.parent}` goes back to before",
             )
         if version.batch is None:
             raise RefusedError(

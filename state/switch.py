@@ -229,15 +229,16 @@ class Switch(Quarantine):
     def _point(self, version: int, previous: int | None, action: str, *, actor: str, now: str, reason: str) -> None:
         seq = self.ledger.next_number(PointerRow)
         self.ledger.save(PointerRow(seq, version, previous, action, actor, reason, now))
-        self._end_overtaken_reverts(version, now)
+        self._end_overtaken_requests(version, now)
 
-    def _end_overtaken_reverts(self, version: int, now: str) -> None:
-        """A queued revert of what is not in service any more has nothing to take out."""
-        asked = [row for row in self.ledger.rounds("queued") if row.target is not None]
+    def _end_overtaken_requests(self, version: int, now: str) -> None:
+        """What was asked for of a version that is not in service any more: there is nothing to take out, or other batches."""
+        asked = self.ledger.rounds("queued")
         line = {row.id for row in self.lineage(version)} if asked else set()
         for row in asked:
-            if row.target not in line:
-                reason = f"v{row.target} is not part of v{version}, which came into service"
+            of = row.parent if row.target is None else row.target
+            if of not in line:
+                reason = f"v{of} is not part of v{version}, which came into service"
                 self.ledger.save(replace(row, state="superseded", reason=reason, ended_at=now))
 
     def _note_round(self, row: VersionRow, state: Any, *, now: str, reason: str | None) -> None:

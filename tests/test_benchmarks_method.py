@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.method import baselines, jobs, methods, run
+from benchmarks.method import baselines, jobs, methods, play, run
 from benchmarks.method.baselines import BASELINES, play_baseline
 from benchmarks.method.continual import (
     NUM_ROUNDS,
@@ -51,6 +51,7 @@ from daemon.config import Config, to_dict
 from daemon.steps import STEPS
 from patches.merge import SparseDelta, SparsePatch
 from patches.model import decoder_linears, load_model
+from policies.decision import Decision
 from tests.made_up_results import NAMES, NOTED, axes, seeds_of, single
 
 
@@ -509,7 +510,9 @@ def test_a_round_of_the_proving_ground_takes_the_steps_of_the_service(ground: Gr
 
 
 @pytest.mark.slow
-def test_what_is_learnt_together_stands_in_place_of_what_was_learnt_before(ground: Ground, tmp_path: Path) -> None:
+def test_what_is_learnt_together_stands_in_place_of_what_was_learnt_before(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short = {"max_steps": 3}
     changes = {
         "derive": {"safety": short, "over_safety": short, "consolidate_every": 2},
@@ -517,16 +520,22 @@ def test_what_is_learnt_together_stands_in_place_of_what_was_learnt_before(groun
     }
     config = settings_of(OURS, changes)
     names = ground.world.categories[:2]
-    line = Line(ground.base, {name: ground.batch([name], 60, seed=0) for name in names}, num_alone=1)
+    line = Line(
+        ground.base, {name: ground.batch([name], 60, seed=0) for name in names}, patches=[("a", {})], num_alone=1
+    )
     entry = {"axes": vars(measure_start(ground))}
     assert play_due(ground, config, line, seed=1, folder=tmp_path, entry=entry) == {}
-    line.num_alone = 2
-    told = play_due(ground, config, line, seed=1, folder=tmp_path, entry=entry)
-    found = told["consolidated"]
-    assert line.num_alone == 0 and found["before"] == entry["axes"] and found["reasons"]
-    assert found["published"] == (line.current != ground.base) == (told["axes"] == found["candidate"])
-    assert [name for name, _ in line.patches] == [TOGETHER] * found["published"]
-    assert 0 < found["touched"] <= config.derive.sparse_fraction
+    for accepted in (False, True):
+        monkeypatch.setattr(play, "decide", lambda _, accepted=accepted: Decision(accepted, ("so it is",)))
+        monkeypatch.setattr(play, "keeps_all", lambda *_: Decision(True, ("so it is",)))
+        line.num_alone = 2
+        told = play_due(ground, config, line, seed=1, folder=tmp_path / str(accepted), entry=entry)
+        found = told["consolidated"]
+        assert (found["published"], line.num_alone) == (accepted, 0)
+        assert found["before"] == entry["axes"] and 0 < found["touched"] <= config.derive.sparse_fraction
+        assert told["axes"] == (found["candidate"] if accepted else entry["axes"])
+        assert [name for name, _ in line.patches] == ([TOGETHER] if accepted else ["a"])
+        assert (line.current != ground.base) == bool(line.claims) == accepted
 
 
 def test_a_result_from_before_plain_refusals_were_counted_is_read_with_a_gap() -> None:

@@ -419,7 +419,7 @@ def test_a_revert_of_what_was_learnt_together_says_that_it_trains(alignd: Alignd
     assert "3: revert of v1, revert of v4, revert of v2" in alignd.text("status")
 
 
-@pytest.mark.parametrize(("state", "is_trouble"), [("rejected", False), ("failed", True)])
+@pytest.mark.parametrize(("state", "is_trouble"), [("rejected", False), ("aborted", False), ("failed", True)])
 def test_a_consolidation_that_gains_nothing_is_no_trouble(
     alignd: Alignd, store: Store, state: Any, *, is_trouble: bool
 ) -> None:
@@ -800,6 +800,7 @@ def test_a_revert_says_which_later_rounds_rest_on_what_it_takes_out(alignd: Alig
     same_as_its_parent(store, 4)
     assert "v3, v4 found nothing to change, perhaps since v1 had mended" in alignd("revert", "v1")[2]
     assert "`alignd revert v2 --anew` learns them again" in alignd("revert", "v2")[2]
+    assert "v2 out and learns all other batches anew" in alignd.text("revert", "v2", "--anew")
     assert "found nothing" not in alignd("revert", "v3")[2]
 
 

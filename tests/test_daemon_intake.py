@@ -14,7 +14,7 @@ from daemon import intake
 from daemon.basemodel import check_base
 from daemon.config import Config
 from daemon.config_checks import ANSWER_ROOM
-from daemon.intake import SPLIT_SEED, TakenIn, UnusableBatchError, join, sequence_limit, take_in
+from daemon.intake import SPLIT_SEED, TakenIn, UnusableBatchError, join, sequence_limit, take_in, together
 from daemon.probes import ProbeFiles, load
 from daemon.progress import ProgressEvent, Reporter, decode_event
 from daemon.rows import Message, Row
@@ -258,3 +258,17 @@ def test_a_vocabulary_that_would_take_all_memory_is_refused_unread(tmp_path: Pat
     (tmp_path / "base" / "tokenizer.json").write_text(_WORDS % '{"?": 0, "a": 4294967295}')
     with pytest.raises(ModelFormatError, match="a token has an id of 16777216 or more"):
         check_base(tmp_path / "base")
+
+
+def test_batches_together_have_all_their_rows_on_the_sides_that_they_had(home: Home) -> None:
+    batches = {str(seed): _take(home, home.drop(seed, count=count)) for seed, count in ((1, 60), (2, 30))}
+    one, other = batches.values()
+    whole = together(batches, 1000)
+    assert whole.train() == one.train() + other.train()
+    assert whole.development() == one.development() + other.development()
+    assert whole.gate() == one.gate() + other.gate()
+    assert whole.stats["num_batches"] == 2 and whole.stats["num_train"] == len(whole.train())
+    few = together(batches, 2 * len(other.train()))
+    assert few.train()[len(other.train()) :] == other.train()
+    assert len(few.train()) == 2 * len(other.train()) and set(few.split.train) < set(whole.split.train)
+    assert few.gate() == whole.gate() and few.development() == whole.development()

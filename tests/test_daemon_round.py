@@ -605,9 +605,10 @@ def test_rounds_behind_a_consolidation_build_on_it_and_can_be_taken_out_alone(ho
 def test_a_batch_that_was_learnt_together_is_taken_out_by_learning_the_others_anew(home: Home) -> None:
     home.config = config_of(UNSEARCHED)
     first, second, together = home.play(1), home.play(2), home.consolidate()
-    third = home.play(3)
-    with pytest.raises(RefusedError, match="v3 learnt its batches together: it has no batch of its own"):
+    with pytest.raises(RefusedError, match="v3 learnt its batches together: it has no batch of its own") as caught:
         home.store.request_revert(together.name, actor="test", reason="undo", now=NOW)
+    assert "`alignd rollback v2` goes back to before" in caught.value.hint
+    third = home.play(3)
     version = home.revert(first.name)
     record = home.record(version)
     assert (record["kind"], record["lineage"]["batches"]) == ("consolidation", [second.batch, third.batch])

@@ -516,6 +516,29 @@ def test_they_are_learnt_together_before_the_next_batch_that_waits(home: Path, w
     assert [row.kind for row in _rounds(home)] == ["batch", "batch", "consolidation", "batch"]
 
 
+def test_what_takes_a_batch_out_comes_before_learning_all_together(home: Path, worker: FakeWorker) -> None:
+    for name in "abc":
+        _learn(home, worker, name)
+    with Store.open(home) as store:
+        store.request_consolidation(actor="test", reason="", now=NOW)
+        store.request_revert("v1", actor="test", reason="wrong batch", now=NOW)
+    assert _once(home, worker) == exitcodes.OK
+    found = sorted(_rounds(home), key=lambda row: row.version or 0)
+    assert [row.kind for row in found][3:] == ["revert", "consolidation"]
+
+
+def test_a_consolidation_that_was_overtaken_is_made_on_what_came_into_service(home: Path, worker: FakeWorker) -> None:
+    for name in "abc":
+        _learn(home, worker, name)
+    worker.script("round-4", _progress("teach", 0.1), {"sleep": 60})
+    with _forever(home, worker, _every(3)), Store.open(home) as store:
+        wait_until(lambda: _shown(home).get("step") == "teach")
+        store.promote("v2", reason="for now", actor="test", now=NOW)
+        wait_until(lambda: store.round("r000004").state == "superseded")
+    with Store.open(home) as store:
+        assert store.learnt_alone() == 2
+
+
 def test_nothing_is_learnt_together_where_that_is_switched_off(home: Path, worker: FakeWorker) -> None:
     for name in "abc":
         _learn(home, worker, name, _every(0))

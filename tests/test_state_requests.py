@@ -63,16 +63,16 @@ def test_it_is_asked_for_once_until_it_has_ended(store: Store) -> None:
 
 
 def test_batches_count_until_all_were_learnt_together(store: Store) -> None:
-    assert store.learnt_alone(9) == 0
+    assert store.learnt_alone() == 0
     counts = []
     for seed in (1, 2, 3):
         learn(store, seed)
-        counts.append(store.learnt_alone(9))
-    assert counts == [1, 2, 3] and store.learnt_alone(2) == 2
+        counts.append(store.learnt_alone())
+    assert counts == [0, 2, 3]  # of a single batch there is nothing to learn together
     consolidate(store)
-    assert store.learnt_alone(9) == 0
+    assert store.learnt_alone() == 0
     learn(store, 4)
-    assert store.learnt_alone(9) == 1
+    assert store.learnt_alone() == 1
 
 
 def test_one_that_was_tried_in_vain_is_not_due_again_at_once(store: Store) -> None:
@@ -80,16 +80,16 @@ def test_one_that_was_tried_in_vain_is_not_due_again_at_once(store: Store) -> No
     learn(store, 2)
     asked = begun(store, store.request_consolidation(reason="", **WHO))
     store.end_round(asked.id, "rejected", reason="worse", now=NOW)
-    assert store.learnt_alone(9) == 0
+    assert store.learnt_alone() == 0
     learn(store, 3)
-    assert store.learnt_alone(9) == 1
+    assert store.learnt_alone() == 1
 
 
 def test_one_that_was_only_asked_for_leaves_the_count(store: Store) -> None:
     learn(store, 1)
     learn(store, 2)
     store.request_consolidation(reason="", **WHO)
-    assert store.learnt_alone(9) == 2
+    assert store.learnt_alone() == 2
 
 
 def test_a_rollback_to_before_it_counts_what_was_learnt_alone_since_it_was_tried(store: Store) -> None:
@@ -98,9 +98,58 @@ def test_a_rollback_to_before_it_counts_what_was_learnt_alone_since_it_was_tried
     together = consolidate(store)
     store.rollback("v2", reason="worse", **WHO)
     store.resume(**WHO)
-    assert store.version(together.id).blocked and store.learnt_alone(9) == 0
+    assert store.version(together.id).blocked and store.learnt_alone() == 0
     learn(store, 3)
-    assert store.learnt_alone(9) == 1
+    assert store.learnt_alone() == 1
+
+
+def test_what_was_taken_out_does_not_count(store: Store) -> None:
+    versions = [learn(store, seed) for seed in (1, 2, 3)]
+    asked = begun(store, store.request_revert("v2", reason="", **WHO))
+    batches = [row.batch for row in versions if row.id != 2]
+    commit_lineage(store, asked.id, 80, {"patches": ["p1", "p3"], "batches": batches})
+    assert store.learnt_alone() == 2
+
+
+def test_one_that_was_overtaken_is_due_again(store: Store) -> None:
+    learn(store, 1)
+    learn(store, 2)
+    asked = begun(store, store.request_consolidation(reason="", **WHO))
+    store.end_round(asked.id, "superseded", reason="a promotion", now=NOW)
+    assert store.learnt_alone() == 0
+    store.forget_tried()
+    assert store.learnt_alone() == 2
+
+
+@pytest.mark.parametrize(("back_to", "state"), [("v1", "superseded"), ("v2", "queued")])
+def test_one_that_was_asked_for_ends_with_the_version_that_it_was_asked_for(
+    store: Store, back_to: str, state: str
+) -> None:
+    for seed in (1, 2):
+        learn(store, seed)
+    asked = store.request_consolidation(reason="", **WHO)
+    learn(store, 3)
+    assert store.round(asked.id).state == "queued"
+    store.rollback(back_to, reason="worse", **WHO)
+    found = store.round(asked.id)
+    assert found.state == state
+    assert state == "queued" or found.reason == "v2 is not part of v1, which came into service"
+
+
+def test_a_revert_that_waits_can_be_made_one_that_learns_anew(store: Store) -> None:
+    learn(store, 1)
+    learn(store, 2)
+    queued = store.request_revert("v1", reason="wrong", **WHO)
+    anew = store.request_revert("v1", is_anew=True, reason="wrong, anew", **WHO)
+    assert (anew.id, anew.kind, anew.reason) == (queued.id, "consolidation", "wrong, anew")
+    assert store.ledger.rounds("queued") == [anew]
+    line = audit.read(store)[-1]
+    assert (line.action, line.details) == ("revert_requested", {"round": queued.id, "reason": "wrong, anew"})
+    for is_anew in (False, True):
+        with pytest.raises(RefusedError, match="v1 is reverted already, or about to be"):
+            store.request_revert("v1", is_anew=is_anew, reason="", **WHO)
+    with pytest.raises(RefusedError, match=f"{queued.id} learns all batches but that of v1 together already"):
+        store.request_consolidation(reason="", **WHO)
 
 
 def test_a_batch_learnt_together_is_taken_out_by_learning_the_others(store: Store) -> None:
