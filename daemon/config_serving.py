@@ -116,7 +116,7 @@ class MetricsSection(Table, frozen=True):
     """Where the metrics of the service can be read."""
 
     listen: str = ""
-    """Address of the Prometheus endpoint, such as "127.0.0.1:9464"; "" = none."""
+    """Address of the Prometheus endpoint, such as "127.0.0.1:9464", or a port alone for this machine; "" = none."""
     textfile: str = ""
     """File that is replaced with the same text, for node_exporter's textfile collector; its name ends in .prom."""
     every_s: SomeSeconds = 15.0
@@ -124,12 +124,12 @@ class MetricsSection(Table, frozen=True):
 
 
 def address(listen: str) -> tuple[str, int]:
-    """Host and port of a `listen` setting. Raises ValueError."""
-    host, colon, port = listen.rpartition(":")
+    """Host and port of the metrics' `listen`; a port alone is this machine's, as the page's is. Raises ValueError."""
+    host, _, port = listen.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{listen!r} is no HOST:PORT")
-    return host, int(port)
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{listen!r} is no HOST:PORT, and no PORT alone")
+    return host or "127.0.0.1", int(port)
 
 
 def serving_faults(serving: Sequence[ServingSection], metrics: MetricsSection) -> Iterator[str]:

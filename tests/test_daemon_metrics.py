@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from daemon.config import Config
+from daemon.config_serving import MetricsSection, address
 from daemon.exporter import Exporter
 from daemon.metrics import CONTENT_TYPE, METRICS, Tally, render, series
 from daemon.service import Service
@@ -133,6 +134,25 @@ def test_a_hold_and_gates_are_shown(home: Path, worker: FakeWorker) -> None:
     assert ("alignd_gate_value", (("gate", "utility"),)) not in found
 
 
+@pytest.mark.parametrize(
+    ("listen", "found"),
+    [
+        ("127.0.0.1:9464", ("127.0.0.1", 9464)),
+        ("[::1]:9464", ("::1", 9464)),
+        ("9464", ("127.0.0.1", 9464)),
+        (":9464", ("127.0.0.1", 9464)),
+    ],
+)
+def test_a_port_alone_is_this_machines(listen: str, found: tuple[str, int]) -> None:
+    assert address(listen) == found
+
+
+@pytest.mark.parametrize("listen", ["localhost", "here:", "here:x", "70000", "here:70000", "٣"])
+def test_what_names_no_port_is_refused(listen: str) -> None:
+    with pytest.raises(ValueError, match="is no HOST:PORT, and no PORT alone"):
+        address(listen)
+
+
 def test_without_settings_nothing_listens(home: Path, worker: FakeWorker) -> None:
     config = fast_config()
     assert config.metrics.listen == "" and config.metrics.textfile == ""
@@ -167,7 +187,6 @@ def test_a_broken_ledger_leaves_what_does_not_need_it(
 
 @pytest.fixture
 def exporter(tmp_path: Path) -> Iterator[Exporter]:
-    from daemon.config_serving import MetricsSection
 
     said: list[str] = []
     config = MetricsSection(listen="127.0.0.1:0", textfile="out/alignd.prom", every_s=0.001)
