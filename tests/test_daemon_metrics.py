@@ -187,7 +187,6 @@ def test_a_broken_ledger_leaves_what_does_not_need_it(
 
 @pytest.fixture
 def exporter(tmp_path: Path) -> Iterator[Exporter]:
-
     said: list[str] = []
     config = MetricsSection(listen="127.0.0.1:0", textfile="out/alignd.prom", every_s=0.001)
     made = Exporter(tmp_path, config, lambda: "x 1\n", said.append)
