@@ -540,6 +540,20 @@ def test_ten_thousand_versions_stay_fast_and_pages_small(home: Path, worker: Fak
         assert f"v{newest - 1} comes into service" in visitor.get("/confirm/rollback").text
 
 
+def test_rounds_without_a_batch_are_named(home: Path, worker: FakeWorker) -> None:
+    event = {"event": "progress", "step": "teach", "fraction": 0.1, "loss": None}
+    worker.script("round-4", event, {"sleep": 60})
+    with serving(home, worker) as visitor:
+        for name in "abc":
+            publish(home, f"{name}.jsonl", name)
+        with Store.open(home) as store:
+            store.request_consolidation(actor="test", reason="", now=NOW)
+            wait_until(lambda: bool(store.ledger.rounds("running")))
+            store.request_revert("v2", actor="test", reason="", now=NOW)
+        wait_until(lambda: "learns all batches together" in visitor.get("/").text)
+        assert "<li>revert of v2</li>" in visitor.get("/").text
+
+
 def test_pages_follow_one_another_to_the_oldest(home: Path, worker: FakeWorker) -> None:
     with Store.open(home) as store:
         _many(store, 130)
