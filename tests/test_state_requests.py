@@ -119,6 +119,10 @@ def test_one_that_was_overtaken_is_due_again(store: Store) -> None:
     assert store.learnt_alone() == 0
     store.forget_tried()
     assert store.learnt_alone() == 2
+    consolidate(store)
+    learn(store, 3)
+    store.forget_tried()
+    assert store.learnt_alone() == 1  # those before it were learnt together all the same
 
 
 @pytest.mark.parametrize(("back_to", "state"), [("v1", "superseded"), ("v2", "queued")])
