@@ -137,8 +137,10 @@ class Rounds:
 
     def _ask_to_consolidate(self) -> None:
         every = self._shop.config.derive.consolidate_every
-        due = is_due(self._store.learnt_alone() if every else 0, every)
-        if due.accepted and not self._store.ledger.rounds("queued", "running", "awaiting_approval"):
+        if not every or self._store.ledger.rounds("queued", "running", "awaiting_approval"):
+            return
+        due = is_due(self._store.learnt_alone(every), every)
+        if due.accepted:
             with contextlib.suppress(RefusedError):  # a command came in between
                 reason = due.reasons[0]
                 self._store.request_consolidation(actor=ACTOR, reason=reason, now=self._shop.stamp())

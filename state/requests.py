@@ -80,21 +80,24 @@ class Requests(Queue):
                     raise RefusedError(f"{row.id} learns all batches{without} together already, and is {row.state}")
             return self._ask("consolidation_requested", "consolidation", None, actor=actor, reason=reason, now=now)
 
-    def learnt_alone(self) -> int:
+    def learnt_alone(self, most: int) -> int:
         """Batches of the current version learnt one after another since all were learnt together, or since that was last tried.
 
         0 where it has fewer than two batches in all: there is nothing to learn together. What was taken out does not count.
+
+        Args:
+            most: where to stop counting; the line of versions may be long.
         """
+        batches = set(self._recipe().get("batches", ()))
         tried = int(self.ledger.note(_TRIED_AT) or 0)
         found, row = set[str | None](), self.current()
-        while row.parent is not None and row.id > tried:
+        while len(batches) > 1 and row.parent is not None and row.id > tried and len(found) < most:
             round_ = self.ledger.round(row.round or "")
             if round_ is None or round_.kind == "consolidation":
                 break  # an import's batches are not here
-            found.add(row.batch)
+            found |= {row.batch} & batches
             row = self.version(row.parent)
-        batches = self._recipe().get("batches", ()) if found else ()
-        return len(found.intersection(batches)) if len(batches) > 1 else 0
+        return len(found)
 
     def forget_tried(self) -> None:
         """Let a consolidation that was overtaken be due again (one transaction; no lock, no audit line)."""

@@ -536,7 +536,7 @@ def test_a_consolidation_that_was_overtaken_is_made_on_what_came_into_service(ho
         store.promote("v2", reason="for now", actor="test", now=NOW)
         wait_until(lambda: store.round("r000004").state == "superseded")
     with Store.open(home) as store:
-        assert store.learnt_alone() == 2
+        assert store.learnt_alone(9) == 2
 
 
 def test_nothing_is_learnt_together_where_that_is_switched_off(home: Path, worker: FakeWorker) -> None:

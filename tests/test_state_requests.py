@@ -63,16 +63,17 @@ def test_it_is_asked_for_once_until_it_has_ended(store: Store) -> None:
 
 
 def test_batches_count_until_all_were_learnt_together(store: Store) -> None:
-    assert store.learnt_alone() == 0
+    assert store.learnt_alone(9) == 0
     counts = []
     for seed in (1, 2, 3):
         learn(store, seed)
-        counts.append(store.learnt_alone())
+        counts.append(store.learnt_alone(9))
+    assert store.learnt_alone(2) == 2
     assert counts == [0, 2, 3]  # of a single batch there is nothing to learn together
     consolidate(store)
-    assert store.learnt_alone() == 0
+    assert store.learnt_alone(9) == 0
     learn(store, 4)
-    assert store.learnt_alone() == 1
+    assert store.learnt_alone(9) == 1
 
 
 def test_one_that_was_tried_in_vain_is_not_due_again_at_once(store: Store) -> None:
@@ -80,16 +81,16 @@ def test_one_that_was_tried_in_vain_is_not_due_again_at_once(store: Store) -> No
     learn(store, 2)
     asked = begun(store, store.request_consolidation(reason="", **WHO))
     store.end_round(asked.id, "rejected", reason="worse", now=NOW)
-    assert store.learnt_alone() == 0
+    assert store.learnt_alone(9) == 0
     learn(store, 3)
-    assert store.learnt_alone() == 1
+    assert store.learnt_alone(9) == 1
 
 
 def test_one_that_was_only_asked_for_leaves_the_count(store: Store) -> None:
     learn(store, 1)
     learn(store, 2)
     store.request_consolidation(reason="", **WHO)
-    assert store.learnt_alone() == 2
+    assert store.learnt_alone(9) == 2
 
 
 def test_a_rollback_to_before_it_counts_what_was_learnt_alone_since_it_was_tried(store: Store) -> None:
@@ -98,9 +99,9 @@ def test_a_rollback_to_before_it_counts_what_was_learnt_alone_since_it_was_tried
     together = consolidate(store)
     store.rollback("v2", reason="worse", **WHO)
     store.resume(**WHO)
-    assert store.version(together.id).blocked and store.learnt_alone() == 0
+    assert store.version(together.id).blocked and store.learnt_alone(9) == 0
     learn(store, 3)
-    assert store.learnt_alone() == 1
+    assert store.learnt_alone(9) == 1
 
 
 def test_what_was_taken_out_does_not_count(store: Store) -> None:
@@ -108,7 +109,7 @@ def test_what_was_taken_out_does_not_count(store: Store) -> None:
     asked = begun(store, store.request_revert("v2", reason="", **WHO))
     batches = [row.batch for row in versions if row.id != 2]
     commit_lineage(store, asked.id, 80, {"patches": ["p1", "p3"], "batches": batches})
-    assert store.learnt_alone() == 2
+    assert store.learnt_alone(9) == 2
 
 
 def test_one_that_was_overtaken_is_due_again(store: Store) -> None:
@@ -116,13 +117,13 @@ def test_one_that_was_overtaken_is_due_again(store: Store) -> None:
     learn(store, 2)
     asked = begun(store, store.request_consolidation(reason="", **WHO))
     store.end_round(asked.id, "superseded", reason="a promotion", now=NOW)
-    assert store.learnt_alone() == 0
+    assert store.learnt_alone(9) == 0
     store.forget_tried()
-    assert store.learnt_alone() == 2
+    assert store.learnt_alone(9) == 2
     consolidate(store)
     learn(store, 3)
     store.forget_tried()
-    assert store.learnt_alone() == 1  # those before it were learnt together all the same
+    assert store.learnt_alone(9) == 1  # those before it were learnt together all the same
 
 
 @pytest.mark.parametrize(("back_to", "state"), [("v1", "superseded"), ("v2", "queued")])
