@@ -50,12 +50,11 @@ class Lineage:
     def without(self, patch: str) -> Lineage:
         """The recipe with one patch taken out, and what it was made from."""
         kept = [(p, batches) for p, batches in self._rounds() if p != patch]
-        has_first = bool(self.num_together) and bool(kept) and kept[0][0] == self.patches[0]
         return replace(
             self,
             patches=tuple(p for p, _ in kept),
             batches=tuple(batch for _, batches in kept for batch in batches),
-            num_together=self.num_together if has_first else 0,
+            num_together=0 if self.patches[:1] == (patch,) else self.num_together,
         )
 
     def without_batch(self, batch: str) -> Lineage:

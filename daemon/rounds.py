@@ -66,9 +66,8 @@ class Rounds:
     def next_work(self) -> Work | None:
         """What runs next: an interrupted round, then reverts, then a consolidation, then batches in order of arrival."""
         ledger = self._store.ledger
-        asked = sorted(
-            ledger.rounds("queued"), key=lambda row: row.target is None
-        )  # what takes a batch out comes first
+        # what takes a batch out comes first: nothing else is to learn from it once more
+        asked = sorted(ledger.rounds("queued"), key=lambda row: row.target is None)
         for round_ in (*ledger.rounds("running"), *asked):
             return round_
         return next((row for row in ledger.batches("queued") if row.stats), None)

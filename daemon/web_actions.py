@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from daemon import commands_control, commands_store
+from daemon import commands_control, commands_rounds, commands_store
 from daemon.command import Answer, Context
 from daemon.web_facts import switches
 from state.errors import NotFoundError, RefusedError
@@ -150,7 +150,10 @@ def _release(store: Store, ref: str) -> Preview:
     return Preview(entry.id, f"Release {entry.name}?", told, entry.at, "/quarantine")
 
 
-_COMMANDS: Final = {command.name: command for command in (*commands_control.COMMANDS, *commands_store.COMMANDS)}
+_COMMANDS: Final = {
+    command.name: command
+    for command in (*commands_control.COMMANDS, *commands_rounds.COMMANDS, *commands_store.COMMANDS)
+}
 ACTIONS: Final = {
     action.name: action
     for action in (

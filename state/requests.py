@@ -26,10 +26,12 @@ class Requests(Queue):
             self.check_may_begin()
             if row.state != "queued":
                 raise RefusedError(f"round {row.id} is {row.state}, not queued")
-            is_revert = row.kind == "revert" and row.target is not None
+            kind = row.kind
+            if kind == "revert" and row.target is not None:
+                kind = self._kind_of_revert(self.version(row.target))
             row = replace(
                 row,
-                kind=self._kind_of_revert(self.version(row.target or 0)) if is_revert else row.kind,
+                kind=kind,
                 state="running",
                 parent=self.current().id,
                 started_at=now,
@@ -38,7 +40,7 @@ class Requests(Queue):
             )
             with self._transaction("round_started", row.id, actor=actor, now=now, details={"target": row.target}):
                 self.ledger.save(row)
-                if row.kind == "consolidation":
+                if row.kind == "consolidation" and row.target is None:
                     self.ledger.set_note(_TRIED_AT, str(row.parent))
         return row
 
@@ -57,8 +59,12 @@ class Requests(Queue):
             known = self._queued_revert(target.id) if is_anew else None
             if known is None:
                 self._check_revertible(target.id)
-            kind: RoundKind = "consolidation" if is_anew else self._kind_of_revert(target)
-            return self._ask("revert_requested", kind, target.id, known=known, actor=actor, reason=reason, now=now)
+            row = replace(
+                known or self._new_round("revert", target.id, now),
+                kind="consolidation" if is_anew else self._kind_of_revert(target),
+                reason=reason,
+            )
+            return self._ask(row, "revert_requested", target.name, actor=actor, now=now)
 
     def request_consolidation(self, *, actor: str, reason: str, now: str) -> RoundRow:
         """Queue a round that learns all batches of the current version anew, together.
@@ -78,7 +84,8 @@ class Requests(Queue):
                 if row.kind == "consolidation":
                     without = f" but that of v{row.target}" if row.target is not None else ""
                     raise RefusedError(f"{row.id} learns all batches{without} together already, and is {row.state}")
-            return self._ask("consolidation_requested", "consolidation", None, actor=actor, reason=reason, now=now)
+            asked = replace(self._new_round("consolidation", None, now), reason=reason)
+            return self._ask(asked, "consolidation_requested", current.name, actor=actor, now=now)
 
     def learnt_alone(self, most: int) -> int:
         """Batches of the current version learnt one after another since all were learnt together, or since that was last tried.
@@ -118,19 +125,8 @@ class Requests(Queue):
         together = recipe.get("batches", [])[: recipe.get("num_together", 0)]
         return "consolidation" if target.batch in together else "revert"
 
-    def _ask(
-        self,
-        action: str,
-        kind: RoundKind,
-        target: int | None,
-        *,
-        known: RoundRow | None = None,
-        actor: str,
-        reason: str,
-        now: str,
-    ) -> RoundRow:
-        """Args: known: the queued round that is to be of this kind from now on, instead of a new one."""
-        round_ = known or RoundRow(
+    def _new_round(self, kind: RoundKind, target: int | None, now: str) -> RoundRow:
+        return RoundRow(
             id=f"r{self.ledger.next_number(RoundRow):06d}",
             kind=kind,
             batch=None,
@@ -140,10 +136,11 @@ class Requests(Queue):
             step=None,
             started_at=now,
         )
-        subject = self.current().name if target is None else f"v{target}"
-        details = {"round": round_.id, "reason": reason}
+
+    def _ask(self, row: RoundRow, action: str, subject: str, *, actor: str, now: str) -> RoundRow:
+        details = {"round": row.id, "reason": row.reason}
         with self._transaction(action, subject, actor=actor, now=now, details=details):
-            return self.ledger.save(replace(round_, kind=kind, reason=reason))
+            return self.ledger.save(row)
 
     def _check_revertible(self, target: int) -> None:
         if target == 0:

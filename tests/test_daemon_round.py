@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -674,11 +675,15 @@ def test_a_consolidation_trains_from_the_base_and_all_later_steps_look_at_the_cu
     home.play(1)
     second = home.play(2)
     started: list[Path] = []
+    benches: list[weakref.ref[Workbench]] = []
     opened_as = Workbench.open
 
     def noting(config: Any, current: Path, *rest: Any, **more: Any) -> Workbench:
+        assert [bench() for bench in benches] == [None] * len(started)  # or a model too many is in memory
         started.append(current)
-        return opened_as(config, current, *rest, **more)
+        bench = opened_as(config, current, *rest, **more)
+        benches.append(weakref.ref(bench))
+        return bench
 
     monkeypatch.setattr(Workbench, "open", noting)
     home.consolidate()

@@ -86,6 +86,14 @@ def test_one_that_was_tried_in_vain_is_not_due_again_at_once(store: Store) -> No
     assert store.learnt_alone(9) == 1
 
 
+def test_one_that_was_to_leave_a_batch_out_does_not_count_as_tried(store: Store) -> None:
+    for seed in (1, 2, 3):
+        learn(store, seed)
+    asked = begun(store, store.request_revert("v1", is_anew=True, reason="", **WHO))
+    store.end_round(asked.id, "rejected", reason="worse", now=NOW)
+    assert store.learnt_alone(9) == 3
+
+
 def test_one_that_was_only_asked_for_leaves_the_count(store: Store) -> None:
     learn(store, 1)
     learn(store, 2)
