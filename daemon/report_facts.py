@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from daemon import explain
-from daemon.views import View, audit_view
+from daemon.standing import names
+from daemon.views import View, audit_view, history_view
 from state import audit
 from state.rows import AuditRow, VersionRow
 from state.store import Store
@@ -19,12 +20,13 @@ def gather(store: Store, row: VersionRow, view: View) -> dict[str, Any]:
         view: `commands_explain.version_view` of the same version.
     """
     record = view["record"]
-    names = {batch.sha256: batch.name for batch in store.ledger.batches()}
+    line = store.lineage(row.id)
+    batch_names = {batch.sha256[:12]: batch.name for batch in store.ledger.batches()}
     return {
         "version": view,
-        "lineage": [_ancestor(ancestor, names) for ancestor in store.lineage(row.id)],
+        "lineage": history_view(line, names(store, line)),
         "rows": explain.rows_of(record),
-        "harm_by_batch": explain.harm_by_batch(record, {sha256[:12]: name for sha256, name in names.items()}),
+        "harm_by_batch": explain.harm_by_batch(record, batch_names),
         "utility_by_category": explain.utility_by_category(record),
         "tensors": _tensors(store, record),
         "settings": _flat(record.get("config") or {}),
@@ -33,18 +35,6 @@ def gather(store: Store, row: VersionRow, view: View) -> dict[str, Any]:
         "seeds": record.get("seeds") or {},
         "patches": (record.get("lineage") or {}).get("patches") or [],
         "audit": [audit_view(line) for line in audit.read(store) if _is_about(line, row)],
-    }
-
-
-def _ancestor(row: VersionRow, names: dict[str, str]) -> View:
-    return {
-        "id": row.name,
-        "state": row.state,
-        "round": row.round,
-        "batch": row.batch,
-        "batch_name": names.get(row.batch or ""),
-        "created": row.created_at,
-        "touched_fraction": row.touched_fraction,
     }
 
 

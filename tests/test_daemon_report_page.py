@@ -105,6 +105,11 @@ def test_the_same_version_gives_the_same_bytes(played: Home) -> None:
     assert report_page.render(facts_of(played, "v2")) == report_page.render(facts_of(played, "v2"))
 
 
+def test_a_version_that_no_batch_was_dropped_for_says_what_it_is(played: Home) -> None:
+    assert "revert of" in Page(report_page.render(facts_of(played, "v3"))).text("lineage")
+    assert "revert of" not in Page(report_page.render(facts_of(played, "v2"))).text("lineage")
+
+
 def test_a_version_of_a_batch_has_every_part(played: Home) -> None:
     record = played.store.version_record(2)
     page = Page(report_page.render(facts_of(played, "v2")))

@@ -540,6 +540,19 @@ def test_ten_thousand_versions_stay_fast_and_pages_small(home: Path, worker: Fak
         assert f"v{newest - 1} comes into service" in visitor.get("/confirm/rollback").text
 
 
+def test_versions_without_a_batch_are_named(home: Path, worker: FakeWorker) -> None:
+    with serving(home, worker) as visitor:
+        for name in "abc":
+            publish(home, f"{name}.jsonl", name)
+        with Store.open(home) as store:
+            store.request_revert("v2", actor="test", reason="", now=NOW)
+            store.request_consolidation(actor="test", reason="", now=NOW)
+            wait_until(lambda: store.current().id == 5)
+        text = visitor.get("/versions").text
+    assert text.count('<td class="name">revert of v2</td>') == 1
+    assert text.count('<td class="name">consolidation</td>') == 1 and text.count('<td class="name">–</td>') == 1
+
+
 def test_rounds_without_a_batch_are_named(home: Path, worker: FakeWorker) -> None:
     event = {"event": "progress", "step": "teach", "fraction": 0.1, "loss": None}
     worker.script("round-4", event, {"sleep": 60})
