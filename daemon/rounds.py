@@ -136,7 +136,7 @@ class Rounds:
 
     def _ask_to_consolidate(self) -> None:
         every = self._shop.config.derive.consolidate_every
-        if not every or self._store.ledger.rounds("queued", "running", "awaiting_approval"):
+        if self._store.ledger.rounds("queued", "running", "awaiting_approval"):
             return
         due = is_due(self._store.learnt_alone(every), every)
         if due.accepted:

@@ -302,3 +302,8 @@ def test_the_parent_is_not_shown_twice_when_it_is_v0() -> None:
 def test_a_training_without_steps_has_no_loss_to_show() -> None:
     lines = render_made.training_lines(explain.derivation(STEPS, "batch")["trainings"], Style())
     assert lines[1].split() == ["over_safety", "0", "-"]
+
+
+def test_the_rows_of_a_consolidation_are_those_of_all_batches() -> None:
+    steps = {"gather": {"num_batches": 3, "num_train": 40}, "teach": {"num_batch": 40}}
+    assert explain.rows_of({"steps": steps}) == {"num_batches": 3, "num_train": 40, "num_batch": 40}

@@ -675,19 +675,25 @@ def test_a_consolidation_trains_from_the_base_and_all_later_steps_look_at_the_cu
     home.play(1)
     second = home.play(2)
     started: list[Path] = []
-    benches: list[weakref.ref[Workbench]] = []
+    models: list[weakref.ref[PreTrainedModel]] = []
     opened_as = Workbench.open
 
     def noting(config: Any, current: Path, *rest: Any, **more: Any) -> Workbench:
-        assert [bench() for bench in benches] == [None] * len(started)  # or a model too many is in memory
+        assert [model() for model in models] == [None] * len(started)  # or a model too many is in memory
         started.append(current)
         bench = opened_as(config, current, *rest, **more)
-        benches.append(weakref.ref(bench))
+        models.append(weakref.ref(bench.model))
         return bench
 
     monkeypatch.setattr(Workbench, "open", noting)
-    home.consolidate()
-    assert started == [home.store.model_path(0), home.store.model_path(second.id)]
+    asked = home.store.request_consolidation(actor="test", reason="", now=NOW)
+    home.store.begin_queued(asked.id, config=to_dict(home.config), now=NOW)
+    with pytest.raises(KilledError):
+        home.run(asked.id, kill_at="merge")
+    base, current = home.store.model_path(0), home.store.model_path(second.id)
+    assert started == [base]
+    home.commit(asked.id, home.run(asked.id))
+    assert started == [base, current]  # what was trained from is not opened again
 
 
 def test_a_consolidation_measures_against_the_current_version_and_not_against_where_it_began(home: Home) -> None:
