@@ -6,7 +6,6 @@ skips what it finds done. The supervisor, which survives this process, turns the
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -132,7 +131,6 @@ def _consolidate(round_: Round) -> Outcome:
         return _nothing_left(round_)
     batches = earlier_batches(store, round_.config, lineage, round_.files)
     merge = _learn_together(round_, lineage, batches)
-    gc.collect()  # the model that was trained: two others are measured now
     return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage.consolidated(merge["patch"]))
 
 
