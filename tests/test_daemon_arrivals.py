@@ -30,7 +30,7 @@ NUM_MANY = 10_000
 
 
 def _service(home: Path, worker: FakeWorker, *, tick_s: float = 0.1, **inbox: Any) -> Running:
-    settings = fast_config(inbox={"settle_s": 0.3, **inbox})
+    settings = fast_config(inbox={"settle_s": 0.3, **inbox}, derive={"consolidate_every": 0})  # rounds of drops alone
     return Running(Service(home, settings, once=False, argv=worker.argv, tick_s=tick_s))
 
 
