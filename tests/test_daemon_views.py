@@ -251,7 +251,7 @@ def test_a_batch_and_a_round_are_told_in_words_and_not_in_keys() -> None:
         assert "a.csv: 9 rows, plain (csv in gzip)" in shown and "openings only" in shown
         assert "num_" not in shown and "_at" not in shown
     rows = [line.split() for line in shown.splitlines()]
-    assert ["new", "kind", "4"] in rows and [*"of the batch, or of all together".split(), "3"] in rows
+    assert ["new", "kind", "4"] in rows and ["of", "the", "batch,", "or", "of", "all", "together", "3"] in rows
 
 
 def test_the_live_view_marks_steps_done_running_and_to_come() -> None:
