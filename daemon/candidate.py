@@ -47,9 +47,7 @@ def write_candidate(
     durable.remove_tree(target)
     with overlay.OverlayWriter(overlay_path, {"parent": f"v{parent_id}"}) as out:
         noted = _NotedEdits(edits, out)
-        digests = build_folder(
-            parent, noted, target, known=Digests(dict(known["files"]), dict(known["tensors"])), link=True
-        )
+        digests = build_folder(parent, noted, target, known=Digests.of_record(known), link=True)
     return Candidate(target, overlay_path, digests, touched(parent, noted.per_tensor), patch)
 
 

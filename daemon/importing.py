@@ -108,8 +108,7 @@ def bring_in(store: Store, path: Path, ref: str, *, actor: str, now: str) -> Imp
         digests, changed = _build(store, found, scratch, path)
         record = {
             "kind": "import",
-            "files": digests.files,
-            "tensors": digests.tensors,
+            **digests.to_record(),
             "touched": changed,
             "metrics": {},  # measured by others on other prompts: not to be compared with what is measured here
             "imported": _source(found, path),
@@ -171,9 +170,8 @@ def _build(store: Store, found: _Manifest, scratch: Path, source: Path) -> tuple
         raise StoreCorruptError(f"{source / OVERLAY} is not what {MANIFEST} says", _AGAIN)
     record, base = store.version_record(0), ModelFolder.open(store.model_path(0))
     edits = overlay.read(scratch / OVERLAY)
-    known = Digests(dict(record["files"]), dict(record["tensors"]))
     try:
-        digests = build_folder(base, edits, scratch / "model", known=known, link=True)
+        digests = build_folder(base, edits, scratch / "model", known=Digests.of_record(record), link=True)
     except ValueError as err:
         raise StoreCorruptError(f"{source / OVERLAY} does not fit the base: {err}", _AGAIN) from err
     for name in sorted(digests.files.keys() | found.result.files.keys()):

@@ -41,6 +41,7 @@ from patches.merge import SparsePatch
 from patches.model import load_model
 from policies.decision import Decision
 from policies.gates import decide
+from state.materialize import Digests
 from state.rows import RoundRow
 from state.store import Store
 from state.tensors import ModelFolder
@@ -178,8 +179,7 @@ def _plain(candidate: Candidate) -> dict[str, Any]:
     return {
         "staging_model": candidate.model.name,
         "overlay": candidate.overlay.name,
-        "files": candidate.digests.files,
-        "tensors": candidate.digests.tensors,
+        **candidate.digests.to_record(),
         "touched": candidate.touched,
         "patch": candidate.patch,
     }
@@ -250,8 +250,7 @@ def _record(round_: Round, merge: Mapping[str, Any], lineage: Lineage) -> dict[s
     steps = {name: result for name, result in round_.results.items() if name not in ("merge", "remerge")}
     return {
         "kind": round_.row.kind,
-        "files": merge["files"],
-        "tensors": merge["tensors"],
+        **Digests.of_record(merge).to_record(),
         "touched": merge["touched"],
         "patch": merge["patch"],
         "lineage": lineage.to_dict(),

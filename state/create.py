@@ -79,7 +79,6 @@ def _base_record(digests: Digests, now: str) -> bytes:
             "overlay": None,
             "metrics": {},
             "touched": {"num_entries": 0, "fraction": 0.0, "per_tensor": {}},
-            "files": digests.files,
-            "tensors": digests.tensors,
+            **digests.to_record(),
         }
     )

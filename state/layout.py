@@ -88,8 +88,8 @@ class Layout:
     @property
     def versions(self) -> Path:
         """`v<N>/VERSION.json` and `v<N>/overlay.safetensors`: parent, recipe, seeds, settings, gate results, SHA-256 of every
-        file and BLAKE3 of every tensor of the full model (SHA-256 too, in a store begun before 2026-11-28); and the entries
-        that differ from the parent.
+        file of the full model, BLAKE3 of every tensor and of what stands before a file's first one (in stores begun earlier
+        SHA-256 of the tensors, or nothing of the headers); and the entries that differ from the parent.
         """
         return self.root / "versions"
 

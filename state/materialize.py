@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +28,32 @@ if TYPE_CHECKING:
     from state.core import StoreCore
 
 NUM_BUFFERS = 4
+_LEAD = ""
+"""In place of a tensor's name: what stands before the first one of a file."""
 MAX_FILES_AT_ONCE = 4
 _VERIFY = "`alignd verify --deep` tells whether the base or an overlay is damaged"
 
 
 @dataclass(frozen=True)
 class Digests:
-    """Of every file (SHA-256) and every tensor (`state/tensor_digest.py`) of a model folder, as VERSION.json keeps them."""
+    """Of a model folder, as VERSION.json keeps them."""
 
     files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file, which any tool can check; empty where it was not asked for."""
     tensors: dict[str, str] = field(default_factory=dict)
+    """Of every tensor, by `state/tensor_digest.py`."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Likewise of what stands before a file's first tensor, or of all of a file without: with `tensors` it tells all bytes.
+    Empty in a store that was begun without them."""
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> Digests:
+        """From VERSION.json, or another record that was made with `to_record`."""
+        return cls(dict(record["files"]), dict(record["tensors"]), dict(record.get("headers", {})))
+
+    def to_record(self) -> dict[str, dict[str, str]]:
+        """As VERSION.json has them."""
+        return {"files": self.files, "tensors": self.tensors, "headers": self.headers}
 
 
 def build_folder(
@@ -47,6 +63,8 @@ def build_folder(
     *,
     known: Digests | None = None,
     link: bool = False,
+    kind: tensor_digest.Kind | None = None,
+    with_sha256: bool = True,
 ) -> Digests:
     """Write a complete model folder at `staging` (must not exist): the parent's files with the edits assigned.
 
@@ -57,19 +75,22 @@ def build_folder(
         edits: looked up from several threads, each name once.
         known: the parent's digests; what is not touched is taken from there instead of read and hashed.
         link: hard-link untouched files (only for a parent under our own `models/`).
+        kind: of the tensors' digests; without it what `known` has, or the default.
+        with_sha256: False leaves out the digests of whole files, which take longer than all the rest on some processors.
     Raises:
         ValueError: an edit names no tensor of the parent, or does not fit it.
     """
     _check_names(parent, edits)
     durable.make_folder(staging, 0o755)
     touched = {parent.tensors[name].file for name in edits}
-    kind = tensor_digest.kind_of(known.tensors if known else {})
+    kind = kind or tensor_digest.kind_of(known.tensors if known else {})
     for name in parent.files:
         durable.make_folder((staging / name).parent, 0o755)
 
     def write(name: str) -> Digests:
         if name in touched or known is None:
-            return _write_file(parent, name, edits, staging / name, kind)
+            with durable.writing(staging / name, 0o444) as out:
+                return _stream(parent, name, edits, out=out, kind=kind, with_sha256=with_sha256)
         _carry(parent.files[name], staging / name, link=link)
         return _known_part(parent, name, known)
 
@@ -77,7 +98,7 @@ def build_folder(
     if link:  # each other file has flushed its folder itself
         for folder in sorted({(staging / name).parent for name in parent.files}):
             durable.flush_folder(folder)
-    return digests
+    return replace(digests, headers={}) if known is not None and not known.headers else digests
 
 
 def digests_of(parent: ModelFolder, edits: Mapping[str, Edit]) -> Digests:
@@ -89,8 +110,7 @@ def digests_of(parent: ModelFolder, edits: Mapping[str, Edit]) -> Digests:
     _check_names(parent, edits)
 
     def read(name: str) -> Digests:
-        with _Hashes() as hashes:
-            return _stream(parent, name, edits, hashes=hashes, out=None, kind=tensor_digest.kind_of({}))
+        return _stream(parent, name, edits, out=None, kind=tensor_digest.kind_of({}), with_sha256=True)
 
     return _of_each_file(parent, read)
 
@@ -103,6 +123,7 @@ def _of_each_file(parent: ModelFolder, work: Callable[[str], Digests]) -> Digest
         for part in pool.map(work, parent.files):
             found.files.update(part.files)
             found.tensors.update(part.tensors)
+            found.headers.update(part.headers)
         return found
     finally:
         pool.shutdown(cancel_futures=True)
@@ -111,13 +132,22 @@ def _of_each_file(parent: ModelFolder, work: Callable[[str], Digests]) -> Digest
 def rebuild(store: StoreCore, version_id: int, staging: Path) -> None:
     """Write version `version_id` at `staging` (must not exist) from the base and its overlays.
 
+    Every byte is checked: by the digests of headers and tensors where the record has them, else by those of the files.
+
     Raises:
-        StoreCorruptError: a file of the result is not what VERSION.json says; names it.
+        StoreCorruptError: a file or a tensor of the result is not what VERSION.json says; names it.
     """
     base = ModelFolder.open(store.model_path(0))
+    published = Digests.of_record(store.version_record(version_id))
+    by_parts = bool(published.headers)
+    kind = tensor_digest.kind_of(published.tensors)
     with _fitting(version_id):
-        digests = build_folder(base, chain(store, version_id), staging)
-    _check_published(store, version_id, digests)
+        digests = build_folder(base, chain(store, version_id), staging, kind=kind, with_sha256=not by_parts)
+    if by_parts:
+        _check_same(version_id, digests.headers, published.headers)
+        _check_same(version_id, digests.tensors, published.tensors)
+    else:
+        _check_same(version_id, digests.files, published.files)
 
 
 def edits_on_base(store: StoreCore, version_id: int) -> Mapping[str, Edit]:
@@ -132,7 +162,7 @@ def edits_on_base(store: StoreCore, version_id: int) -> Mapping[str, Edit]:
     with _fitting(version_id):
         edits = _OnBase(base, chain(store, version_id))
         digests = digests_of(base, edits)
-    _check_published(store, version_id, digests)
+    _check_same(version_id, digests.files, store.version_record(version_id)["files"])
     return edits
 
 
@@ -168,10 +198,9 @@ def _fitting(version_id: int) -> Iterator[None]:
         raise StoreCorruptError(f"v{version_id}: an overlay does not fit the base: {err}", _VERIFY) from err
 
 
-def _check_published(store: StoreCore, version_id: int, digests: Digests) -> None:
-    record = store.version_record(version_id)
-    for name in sorted(digests.files.keys() | record["files"].keys()):
-        if digests.files.get(name) != record["files"].get(name):
+def _check_same(version_id: int, rebuilt: Mapping[str, str], published: Mapping[str, str]) -> None:
+    for name in sorted(rebuilt.keys() | published.keys()):
+        if rebuilt.get(name) != published.get(name):
             raise StoreCorruptError(f"v{version_id} rebuilt: {name} is not what was published", _VERIFY)
 
 
@@ -183,7 +212,8 @@ def _check_names(parent: ModelFolder, edits: Mapping[str, Edit]) -> None:
 
 def _known_part(parent: ModelFolder, name: str, known: Digests) -> Digests:
     tensors = {info.name: known.tensors[info.name] for info in parent.tensors_of(name)}
-    return Digests({name: known.files[name]}, tensors)
+    headers = {name: known.headers[name]} if known.headers else {}
+    return Digests({name: known.files[name]}, tensors, headers)
 
 
 def _carry(source: Path, target: Path, *, link: bool) -> None:
@@ -193,47 +223,42 @@ def _carry(source: Path, target: Path, *, link: bool) -> None:
         durable.copy_file(source, target, 0o444)
 
 
-def _write_file(
-    parent: ModelFolder, name: str, edits: Mapping[str, Edit], target: Path, kind: tensor_digest.Kind
-) -> Digests:
-    with durable.writing(target, 0o444) as out, _Hashes() as hashes:
-        return _stream(parent, name, edits, hashes=hashes, out=out, kind=kind)
-
-
 def _stream(
     folder: ModelFolder,
     name: str,
     edits: Mapping[str, Edit],
     *,
-    hashes: _Hashes,
     out: durable.Writer | None,
     kind: tensor_digest.Kind,
+    with_sha256: bool,
 ) -> Digests:
     """One pass over a file: edit, hash, and write where there is something to write to."""
     source = folder.files[name]
     infos = folder.tensors_of(name)
-    whole, tensors = hashlib.sha256(), {}
-    for info, edit in _looked_up([_lead(source, name, infos), *infos], edits):
-        own = tensor_digest.new_hash(kind)
-        done = 0
-        for chunk in read_chunks(source, info, NUM_BUFFERS):
-            if edit is not None:
-                _assign(chunk, edit, info, done)
-            hashes.update(chunk, whole, own)
-            if out is not None:
-                out.write(chunk.data)
-            done += len(chunk)
-        hashes.wait()
-        tensors[info.name] = tensor_digest.told(kind, own)
-    del tensors[""]
-    return Digests({name: whole.hexdigest()}, tensors)
+    whole = hashlib.sha256()
+    parts: dict[str, str] = {}
+    with _Hashes() as hashes:
+        for info, edit in _looked_up([_lead(source, name, infos), *infos], edits):
+            own = tensor_digest.new_hash(kind)
+            done = 0
+            for chunk in read_chunks(source, info, NUM_BUFFERS):
+                if edit is not None:
+                    _assign(chunk, edit, info, done)
+                hashes.update(chunk, own, *([whole] if with_sha256 else []))
+                if out is not None:
+                    out.write(chunk.data)
+                done += len(chunk)
+            hashes.wait()
+            parts[info.name] = tensor_digest.told(kind, own)
+    header = parts.pop(_LEAD)
+    return Digests({name: whole.hexdigest()} if with_sha256 else {}, parts, {name: header})
 
 
 def _looked_up(infos: list[TensorInfo], edits: Mapping[str, Edit]) -> Iterator[tuple[TensorInfo, Edit | None]]:
     """Each tensor with its edit, which is worked out while the tensor before is read, hashed and written."""
 
     def look_up(info: TensorInfo) -> Edit | None:
-        return edits.get(info.name) if info.name and info.num_bytes else None
+        return edits.get(info.name) if info.name != _LEAD and info.num_bytes else None
 
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(look_up, infos[0])
@@ -247,7 +272,7 @@ def _looked_up(infos: list[TensorInfo], edits: Mapping[str, Edit]) -> Iterator[t
 def _lead(source: Path, name: str, infos: list[TensorInfo]) -> TensorInfo:
     """What stands before the first tensor, as if it were one: the header of a shard, or all of any other file."""
     end = infos[0].start if infos else source.stat().st_size
-    return TensorInfo("", "U8", (end,), name, 0, end)
+    return TensorInfo(_LEAD, "U8", (end,), name, 0, end)
 
 
 def _assign(chunk: NDArray[np.uint8], edit: Edit, info: TensorInfo, done: int) -> None:
@@ -270,7 +295,7 @@ def _check_fit(edit: Edit, info: TensorInfo, dtype: np.dtype[Any]) -> None:
 
 
 class _Hashes:
-    """Two digests of the same chunks, each in a thread beside the reading and writing of the next ones."""
+    """One or two digests of the same chunks, each in a thread beside the reading and writing of the next ones."""
 
     def __init__(self) -> None:
         # one thread per digest: the chunks of one must come in order
@@ -278,10 +303,10 @@ class _Hashes:
         self._running: deque[Future[None]] = deque()
 
     def update(self, chunk: NDArray[np.uint8], *digests: Any) -> None:
-        """Add a chunk to two digests, and wait until the one `NUM_BUFFERS - 1` before it is done with."""
-        for pool, digest in zip(self._pools, digests, strict=True):
+        """Add a chunk to the digests, and wait until the one `NUM_BUFFERS - 1` before it is done with."""
+        for pool, digest in zip(self._pools, digests, strict=False):
             self._running.append(pool.submit(digest.update, chunk.data))
-        while len(self._running) > len(self._pools) * (NUM_BUFFERS - 1):
+        while len(self._running) > len(digests) * (NUM_BUFFERS - 1):
             self._running.popleft().result()
 
     def wait(self) -> None:

@@ -87,8 +87,7 @@ def build(home, round_id):
         recipe = {{**recipe, "patches": [*recipe["patches"], round_id], "batches": [*recipe["batches"], row.batch]}}
     record = {{
         "lineage": recipe,
-        "files": {{**known["files"], **digests.files}},
-        "tensors": {{**known["tensors"], **digests.tensors}},
+        **digests.to_record(),
         "touched": {{"num_entries": 1, "fraction": 0.01, "per_tensor": {{"w": 1}}}},
         "metrics": {{"harm_rate": 0.1}},
     }}

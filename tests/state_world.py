@@ -68,11 +68,18 @@ def folder_digests(folder: ModelFolder) -> Digests:
     """The digests of a model folder as it is now, taken in the plainest way."""
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in folder.files.items()}
     tensors = {name: "blake3:" + blake3(folder.read_raw(name).tobytes()).hexdigest() for name in folder.tensors}
-    return Digests(files, tensors)
+    headers = {name: "blake3:" + blake3(_header(path)).hexdigest() for name, path in folder.files.items()}
+    return Digests(files, tensors, headers)
+
+
+def _header(path: Path) -> bytes:
+    """All before the first tensor, or all of a file that has none."""
+    content = path.read_bytes()
+    return content[: 8 + int.from_bytes(content[:8], "little")] if path.suffix == ".safetensors" else content
 
 
 def old_digests(folder: ModelFolder) -> Digests:
-    """Those that stores of before 2026-11-28 have: SHA-256 of tensors too."""
+    """Those that stores of before 2026-11-28 have: SHA-256 of tensors too, and of no header."""
     tensors = {name: hashlib.sha256(folder.read_raw(name).tobytes()).hexdigest() for name in folder.tensors}
     return Digests(folder_digests(folder).files, tensors)
 
@@ -123,16 +130,13 @@ def prepare(store: Store, round_id: str, seed: int, names: tuple[str, ...] = ("l
     folder = ModelFolder.open(rebuilt(store, parent))
     edits = some_edits(folder, seed, names)
     overlay.write(scratch / "overlay.safetensors", edits, {})
-    digests = materialize.build_folder(
-        folder, edits, scratch / "model", known=Digests(record["files"], record["tensors"]), link=True
-    )
+    digests = materialize.build_folder(folder, edits, scratch / "model", known=Digests.of_record(record), link=True)
     touched = {"num_entries": 7 * len(names), "fraction": 0.02, "per_tensor": dict.fromkeys(names, 7)}
     return {
         "staging_model": scratch / "model",
         "overlay": scratch / "overlay.safetensors",
         "record": {
-            "files": digests.files,
-            "tensors": digests.tensors,
+            **digests.to_record(),
             "touched": touched,
             "metrics": {"harm_rate": 0.1},
         },
@@ -145,12 +149,9 @@ def take_in(store: Store, seed: int) -> VersionRow:
         base, known = ModelFolder.open(store.model_path(0)), store.version_record(0)
         edits = some_edits(base, seed)
         overlay.write(scratch / "overlay.safetensors", edits, {"parent": "v0"})
-        digests = materialize.build_folder(
-            base, edits, scratch / "model", known=Digests(known["files"], known["tensors"]), link=True
-        )
+        digests = materialize.build_folder(base, edits, scratch / "model", known=Digests.of_record(known), link=True)
         record = {
-            "files": digests.files,
-            "tensors": digests.tensors,
+            **digests.to_record(),
             "touched": {"num_entries": 7, "fraction": 0.02, "per_tensor": {"layer.0.weight": 7}},
             "metrics": {},
             "imported": {"path": "/there", "id": "v5", "overlay": "0" * 64},

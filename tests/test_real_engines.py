@@ -65,10 +65,10 @@ class World:
         raw = np.array(folder.read_raw(CHANGED))
         edits = {CHANGED: Edit(np.arange(raw.size, dtype=np.int64), np.zeros_like(raw).reshape(-1))}
         overlay.write(scratch / "overlay.safetensors", edits, {})
-        before = Digests(known["files"], known["tensors"])
+        before = Digests.of_record(known)
         digests = materialize.build_folder(folder, edits, scratch / "model", known=before, link=True)
         touched = {"num_entries": raw.size, "fraction": 0.1, "per_tensor": {CHANGED: raw.size}}
-        record = {"files": digests.files, "tensors": digests.tensors, "touched": touched, "metrics": {}}
+        record = {**digests.to_record(), "touched": touched, "metrics": {}}
         built: dict[str, Any] = {
             "staging_model": scratch / "model",
             "overlay": scratch / "overlay.safetensors",

@@ -248,6 +248,15 @@ def test_what_was_begun_with_one_kind_of_tensor_digest_goes_on_with_it(tmp_path:
     assert changed == ["embed.weight"]
 
 
+def test_digests_of_whole_files_are_left_out_where_they_are_not_asked_for(tmp_path: Path) -> None:
+    parent = ModelFolder.open(write_model(tmp_path / "base"))
+    edits = some_edits(parent, 3, ("embed.weight",))
+    digests = materialize.build_folder(parent, edits, tmp_path / "child", kind="sha256", with_sha256=False)
+    child = ModelFolder.open(tmp_path / "child")
+    assert digests.files == {} and digests.tensors == old_digests(child).tensors
+    assert digests.headers.keys() == child.files.keys()
+
+
 def test_files_are_built_at_the_same_time_each_edit_is_looked_up_once_and_a_fault_ends_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

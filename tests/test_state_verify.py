@@ -204,6 +204,34 @@ def test_a_damaged_overlay_never_becomes_a_model_folder(store: Store) -> None:
     assert not store.is_materialized(2) and not list(store.models.glob(".tmp-*"))
 
 
+@pytest.mark.parametrize("with_headers", [True, False])
+@pytest.mark.parametrize(
+    ("file", "before"),
+    [
+        ("config.json", b'"}'),
+        ("model-00002-of-00002.safetensors", b'"}'),  # in the header's metadata, which stays readable
+        ("model-00002-of-00002.safetensors", b""),  # in the last tensor
+    ],
+)
+def test_a_damaged_base_never_becomes_a_model_folder(
+    store: Store, file: str, before: bytes, with_headers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = store.version_record(2)
+    assert record["headers"].keys() == record["files"].keys()
+    if not with_headers:  # as a store of before has it
+        del record["headers"]
+    monkeypatch.setattr(Store, "version_record", lambda self, number: record)
+    whole = content(store.model_path(2))
+    shutil.rmtree(store.model_path(2))
+    assert content(rebuilt(store, 2)) == whole
+    shutil.rmtree(store.model_path(2))
+    damaged = store.model_path(0) / file
+    flip(damaged, damaged.read_bytes().index(before) - 1)
+    with pytest.raises(StoreCorruptError, match="v2 rebuilt"):
+        rebuilt(store, 2)
+    assert not list(store.models.glob(".tmp-*"))
+
+
 @pytest.mark.parametrize("line", [0, 3, -1])
 def test_an_edited_audit_line_is_named(store: Store, line: int) -> None:
     lines = store.audit_path.read_bytes().splitlines(keepends=True)

@@ -28,12 +28,9 @@ def changed_version(store: Store, seed: int, changes: Mapping[str, Change]) -> V
     edits = {name: _edit(parent, name, change) for name, change in changes.items()}
     overlay.write(scratch / "overlay.safetensors", edits, {})
     known = store.version_record(store.round(round_id).parent)
-    digests = materialize.build_folder(
-        parent, edits, scratch / "model", known=Digests(known["files"], known["tensors"]), link=True
-    )
+    digests = materialize.build_folder(parent, edits, scratch / "model", known=Digests.of_record(known), link=True)
     record = {
-        "files": digests.files,
-        "tensors": digests.tensors,
+        **digests.to_record(),
         "touched": touched(parent, {name: len(edit.indices) for name, edit in edits.items()}),
         "metrics": {"harm_rate": 0.1},
     }

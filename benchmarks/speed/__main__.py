@@ -43,6 +43,7 @@ _WHERE: Final = {
     "rest": ("service", "at_rest"),
     "claim": ("service", "claim"),
     "intake": ("service", "intake"),
+    "intake-memory": ("service", "intake_memory"),
 }
 NAMES: Final = tuple(_WHERE)
 

@@ -110,13 +110,20 @@ def _decoder_entries(name: str) -> int:
     return sum(math.prod(size) for key, size in _shape(name).tensors() if ".layers." in key)
 
 
+def _store(name: str, place: Path) -> Any:
+    """A home whose base is a model of this size."""
+    from benchmarks.speed.store import made_store
+
+    SHAPES.setdefault(name, _shape(name))
+    return made_store(place, name)
+
+
 def _merge(name: str, place: Path) -> tuple[float, Work]:
-    from benchmarks.speed.store import RandomEntries, made_store
+    from benchmarks.speed.store import RandomEntries
     from daemon.candidate import MergedEdits, write_candidate
     from state.tensors import ModelFolder
 
-    SHAPES.setdefault(name, _shape(name))
-    store = made_store(place, name)
+    store = _store(name, place)
     (place / "scratch").mkdir()
     model = ModelFolder.open(store.model_path(0))
     edits = MergedEdits(model, RandomEntries(model, 0.05))
@@ -124,17 +131,12 @@ def _merge(name: str, place: Path) -> tuple[float, Work]:
 
 
 def _rebuild(name: str, place: Path) -> tuple[float, Work]:
-    from benchmarks.speed.store import RandomEntries
-    from daemon.candidate import MergedEdits
-    from state import materialize, overlay
-    from state.tensors import ModelFolder
+    from benchmarks.speed.store import commit
+    from state import materialize
 
-    model = ModelFolder.open(make(_shape(name), place / "base"))
-    edits = MergedEdits(model, RandomEntries(model, 0.05))
-    overlay.write(place / "overlay", edits, {})
-    return _decoder_entries(name), lambda: materialize.build_folder(
-        model, overlay.read(place / "overlay"), place / "again"
-    )
+    store = _store(name, place)
+    commit(store, 1, share=0.05)
+    return _decoder_entries(name), lambda: materialize.rebuild(store, 1, place / "again")
 
 
 def _try_merge(name: str, place: Path) -> tuple[float, Work]:
@@ -190,7 +192,7 @@ def _command(words: Sequence[str], name: str, place: Path) -> tuple[float, Work]
 AXES: Final = ("rows", "parameters", "rounds")
 _ROWS: Final = ("100", "1000", "10000", "100000")
 _MODEL_ROWS: Final = ("100", "300", "1000", "3000")
-_PARAMETERS: Final = ("0.02B", "0.1B", "0.3B")
+_PARAMETERS: Final = ("0.02B", "0.1B", "0.3B", "1B")
 _ROUNDS: Final = ("1", "10", "30", "100")
 Maker = Callable[[str, Path], tuple[float, Work]]
 STEPS: Final[dict[str, tuple[str, tuple[str, ...], Maker]]] = {
@@ -201,8 +203,8 @@ STEPS: Final[dict[str, tuple[str, tuple[str, ...], Maker]]] = {
     "answers": ("rows", _MODEL_ROWS, _answer),
     "ten steps of training": ("rows", _MODEL_ROWS, _train),
     "try one merge": ("parameters", _PARAMETERS, _try_merge),
-    "merge and write a version": ("parameters", _PARAMETERS, _merge),
-    "rebuild a version": ("parameters", _PARAMETERS, _rebuild),
+    "merge and write a version": ("parameters", (*_PARAMETERS, "3B"), _merge),
+    "rebuild a version": ("parameters", (*_PARAMETERS, "3B"), _rebuild),
     "rebuild the last of a chain": ("rounds", _ROUNDS, _chain),
     "roll back to the first": ("rounds", _ROUNDS, partial(_command, ("rollback", "v0", "--reason", "zorp"))),
     "history": ("rounds", _ROUNDS, partial(_command, ("--json", "history"))),
