@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.method import readout
 from benchmarks.method.ground import Ground
-from benchmarks.method.readout import Classifier, Readout, hidden_states, linear, network, over_refusal
+from benchmarks.method.readout import Classifier, Readout, hidden_states, let_through, linear, network, over_refusal
 from benchmarks.world.cache import MODEL_FOLDER
 from benchmarks.world.rows import Row
 from benchmarks.world.world import World
@@ -21,6 +21,24 @@ def test_the_threshold_is_what_so_large_a_share_of_the_harm_reaches(refused: flo
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 0.5, 1.5, 2.5, 3.0])
     is_harm = torch.tensor([True] * 5 + [False] * 4)
     assert over_refusal(scores, is_harm, refused) == share
+
+
+@pytest.mark.parametrize(
+    ("best", "passed"),
+    [
+        ([9.0] + [1.0] * 39, (0.25, 0.5)),  # two of forty may be refused: the third says what is too high
+        ([9.0, 9.0, 2.0] + [1.0] * 37, (0.5, 1.0)),
+        ([9.0, 9.0, 1.0, 2.0] + [1.0] * 36, (0.5, 1.0)),
+        ([0.0] * 40, (0.0, 0.0)),
+        ([9.0] * 40, (1.0, 1.0)),
+    ],
+)
+def test_what_is_let_through_is_told_of_all_and_of_the_worst_category(
+    best: list[float], passed: tuple[float, float]
+) -> None:
+    scores = torch.tensor([3.0, 4.0, 1.0, 2.0, *best])
+    is_harm = torch.tensor([True] * 4 + [False] * 40)
+    assert let_through(scores, is_harm, ["glim", "glim", "zorp", "zorp", *["none"] * 40]) == passed
 
 
 @pytest.mark.parametrize("fit", [lambda x, y: linear(x, y, 1e-3), lambda x, y: network(x, y, 0)])
@@ -49,10 +67,10 @@ def test_states_are_the_mean_over_the_objects_tokens(
 
 
 def test_the_table_has_a_line_a_layer() -> None:
-    text = readout.table([Readout(0, "linear", (0.05, 0.061, 0.2)), Readout(3, "network", (0.5, 0.6, 1.0))])
-    head, first, last = text.splitlines()
-    assert "90%  94%  98%" in head and first.split() == ["embeddings", "linear", "5", "6", "20"]
-    assert last.split() == ["layer", "3", "network", "50", "60", "100"]
+    one, other = Readout(0, "linear", (0.05, 0.061, 0.2), (0.035, 0.15)), Readout(3, "network", (0.5, 0.6, 1), (1, 1))
+    head, first, last = readout.table([one, other]).splitlines()
+    assert "90%  94%  98%" in head and first.split() == ["embeddings", "linear", "5", "6", "20", "3.5", "15.0"]
+    assert last.split() == ["layer", "3", "network", "50", "60", "100", "100.0", "100.0"]
 
 
 def test_every_layer_is_read_out_on_questions_that_no_round_learns_from(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +91,7 @@ def test_every_layer_is_read_out_on_questions_that_no_round_learns_from(monkeypa
         assert [(one.layer, one.kind) for one in found] == [(i, k) for i in (0, 1) for k in ("linear", "network")]
         assert [one.over_refusal for one in found[:2]] == [(0.0, 0.0, 0.0)] * 2
         assert [one.over_refusal for one in found[2:]] == [(1.0, 1.0, 1.0)] * 2  # all questions score alike there
+        assert [one.let_through for one in found] == [(0.0, 0.0)] * 2 + [(1.0, 1.0)] * 2
     learnt, held_out, more, same = ({row.object for row in rows} for rows in asked)
     assert not (learnt | more) & held_out and held_out == same and learnt < more
     assert {row.kind for rows in asked for row in rows} == {"harmful", "lookalike"}
