@@ -12,7 +12,12 @@ from patches.mask import Masks
 
 
 def choose_round_entries(
-    bench: Workbench, material: Material, progress: Callable[[float], None], *, taken: Masks | None = None
+    bench: Workbench,
+    material: Material,
+    progress: Callable[[float], None],
+    *,
+    taken: Masks | None = None,
+    first: Masks | None = None,
 ) -> Masks:
     """Which entries of the decoder both patches may change: those that bear most on the batch and on the lookalikes.
 
@@ -22,6 +27,7 @@ def choose_round_entries(
 
     Args:
         taken: entries that earlier rounds own and that are not to be chosen.
+        first: entries that are chosen before all others.
     """
     settings = bench.config
     rows = trainable(bench, thin(material.batch, settings.merge.score_rows))
@@ -32,4 +38,5 @@ def choose_round_entries(
         fraction=settings.derive.sparse_fraction,
         progress=progress,
         taken=taken,
+        first=first,
     )

@@ -112,8 +112,10 @@ def _unreadable(store: StoreCore, sha256: str, err: Exception) -> StoreCorruptEr
     )
 
 
-def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Claims:
-    """Per tensor, the entries that earlier rounds' safety and over-safety patches wrote; both, what an import brought."""
+def written(
+    store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Per tensor, the entries that a recipe's safety and over-safety patches write."""
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for digest in lineage.patches:
         for name, (indices, kinds) in patchfile.load_kinds(store, digest).items():
@@ -121,6 +123,12 @@ def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> 
             at, kind = torch.from_numpy(indices), torch.from_numpy(kinds)
             by_safety.view(-1)[at] |= (kind & SAFETY) > 0
             by_over.view(-1)[at] |= (kind & OVER_SAFETY) > 0
+    return found
+
+
+def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Claims:
+    """Per tensor, the entries that earlier rounds' safety and over-safety patches wrote; both, what an import brought."""
+    found = written(store, lineage, shapes)
     ground = ground_edits(store, lineage)
     for name in ground.keys() & shapes.keys():  # an import may have changed what no round here may touch
         edit = ground[name]

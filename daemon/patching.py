@@ -50,6 +50,9 @@ class Patching:
     taken: TakenIn
     earlier: Mapping[str, TakenIn]
     seed: int
+    written: Callable[[Shapes], Claims] = lambda shapes: {}
+    """What the patches write that this round's is to stand in place of: chosen before other entries, each of which would make
+    the version larger."""
 
     @cached_property
     def material(self) -> Material:
@@ -117,11 +120,11 @@ class Patching:
         """
         if self.bench.config.derive.backend != "sparse":
             return {"fraction": 1.0, "sizes": {}}
-        taken = None
-        if self.bench.config.merge.accumulate == "protect":
-            shapes = {name: weight.shape for name, weight in decoder_linears(self.bench.model).items()}
-            taken = {name: by_safety | by_over for name, (by_safety, by_over) in claimed(shapes).items()}
-        chosen = choose_round_entries(self.bench, self.material, progress, taken=taken)
+        shapes = {name: weight.shape for name, weight in decoder_linears(self.bench.model).items()}
+        is_protected = self.bench.config.merge.accumulate == "protect"
+        taken = _either(claimed(shapes)) if is_protected else None
+        first = _either(self.written(shapes))
+        chosen = choose_round_entries(self.bench, self.material, progress, taken=taken, first=first)
         _save(chosen, self.scratch / ENTRIES_FILE)
         return {"fraction": self.bench.config.derive.sparse_fraction, "sizes": _rounded(sizes(chosen))}
 
@@ -215,6 +218,11 @@ def _load_both(path: Path) -> tuple[TaskVector, TaskVector]:
     parts = ("safety:", "over_safety:")
     safety, over = ({k.removeprefix(p): v for k, v in both.items() if k.startswith(p)} for p in parts)
     return safety, over
+
+
+def _either(claims: Claims) -> Masks:
+    """The entries that patches of either kind wrote."""
+    return {name: by_safety | by_over for name, (by_safety, by_over) in claims.items()}
 
 
 def _save(tensors: TaskVector, path: Path) -> None:

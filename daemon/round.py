@@ -28,6 +28,7 @@ from daemon.lineage import (
     lineage_of,
     rebuilt_edits,
     remerge_edits,
+    written,
 )
 from daemon.making import make_patch
 from daemon.measuring import counts, gate_results, gate_sets, judged_by, measure_sets, metrics
@@ -145,6 +146,10 @@ def _learn_together(round_: Round, lineage: Lineage, batches: Mapping[str, Taken
     bench = _open_bench(round_, batches, ground_folder(store, lineage, store.scratch(row.id)))
     claimed = partial(claims, store, replace(lineage, patches=(), batches=(), num_together=0))
     work = Patching(bench, store.scratch(row.id), taken=taken, earlier={}, seed=_seed(row, config))
+    if (
+        row.target is None
+    ):  # else nothing is to depend on the batch that is left out, not even which entries are trained
+        work.written = partial(written, store, lineage)
     patch = make_patch(work, claimed, done=round_.done, progress=round_.progress)
     return round_.done("merge", lambda: _merge_anew(round_, patch, lineage))
 

@@ -8,7 +8,7 @@ import torch
 
 from patches.chat import Encoded
 from patches.errors import NothingTrainedError
-from patches.mask import Mask, Masks, top_mask
+from patches.mask import Mask, Masks, top_count
 from patches.snip import CPU, Scores, scores
 from patches.terms import Runner
 
@@ -20,6 +20,7 @@ def choose_entries(
     fraction: float,
     progress: Callable[[float], None],
     taken: Mapping[str, Mask] | None = None,
+    first: Mapping[str, Mask] | None = None,
 ) -> Masks:
     """Of every decoder matrix the entries that bear most on all sets: |w dL/dw|, each set's scores scaled to sum 1.
 
@@ -30,6 +31,7 @@ def choose_entries(
         sets: of rows; at least one set, each with a row.
         fraction: share of a matrix's entries, in [0, 1].
         taken: entries that are not to be chosen.
+        first: entries that are chosen before all others, however these score.
     Returns:
         Bool masks on the CPU, shaped like the weights; exactly ``int(fraction * numel)`` entries, or fewer where the free
         ones are fewer.
@@ -55,19 +57,28 @@ def choose_entries(
         if whole == 0:
             raise NothingTrainedError(f"no entry has a gradient on {len(rows)} rows: nothing to choose from")
         parts.append((score, whole))
-    return {name: _highest(parts, name, fraction, (taken or {}).get(name), device) for name in list(parts[0][0])}
+    found: Masks = {}
+    for name in list(parts[0][0]):
+        total = sum(
+            score.pop(name).to(device).div_(whole) for score, whole in parts
+        )  # of one matrix, and let go of then
+        assert isinstance(total, torch.Tensor)
+        free = ~taken[name].to(device) if taken and name in taken else torch.ones_like(total, dtype=torch.bool)
+        early = first[name].to(device) & free if first and name in first else torch.zeros_like(free)
+        found[name] = _highest(total, int(fraction * total.numel()), early, free).cpu()
+    return found
 
 
-def _highest(
-    parts: Sequence[tuple[Scores, float]], name: str, fraction: float, taken: Mask | None, device: torch.device
-) -> Mask:
-    """The entries of one matrix, whose scores are let go of."""
-    total = sum(score.pop(name).to(device).div_(whole) for score, whole in parts)
-    assert isinstance(total, torch.Tensor)
-    if taken is None:
-        return top_mask(total, fraction).cpu()
+def _highest(score: torch.Tensor, count: int, early: Mask, free: Mask) -> Mask:
+    """The ``count`` highest of the free entries, those that come early before the others."""
+    chosen = _of(score, count, early)
+    return chosen | _of(score, count - int(chosen.sum()), free & ~early)
+
+
+def _of(score: torch.Tensor, count: int, among: Mask) -> Mask:
+    """The highest of some entries, or all of them where there are no more than ``count``."""
     # below every score, of which many may be 0: an expert's that no token goes to
-    return top_mask(total.masked_fill_(taken.to(device), -1), fraction).cpu() & ~taken
+    return top_count(score.masked_fill(~among, -1).flatten(), count).view(score.shape) & among
 
 
 def _part(progress: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:

@@ -520,9 +520,12 @@ def test_what_is_learnt_together_stands_in_place_of_what_was_learnt_before(
     }
     config = settings_of(OURS, changes)
     names = ground.world.categories[:2]
-    line = Line(
-        ground.base, {name: ground.batch([name], 60, seed=0) for name in names}, patches=[("a", {})], num_alone=1
-    )
+    weights = decoder_linears(load_model(ground.base, dtype="float32", device=torch.device("cpu")))
+    draw = torch.Generator().manual_seed(0)
+    before = {name: torch.rand(weight.shape, generator=draw) < 0.15 for name, weight in weights.items()}
+    claims = {name: (mask, torch.zeros_like(mask)) for name, mask in before.items()}
+    batches = {name: ground.batch([name], 60, seed=0) for name in names}
+    line = Line(ground.base, batches, claims, patches=[("a", {})], num_alone=1)
     entry = {"axes": vars(measure_start(ground))}
     assert play_due(ground, config, line, seed=1, folder=tmp_path, entry=entry) == {}
     for accepted in (False, True):
@@ -535,7 +538,11 @@ def test_what_is_learnt_together_stands_in_place_of_what_was_learnt_before(
         assert found["before"] == entry["axes"] and 0 < found["touched"] <= config.derive.sparse_fraction
         assert told["axes"] == (found["candidate"] if accepted else entry["axes"])
         assert [name for name, _ in line.patches] == ([TOGETHER] if accepted else ["a"])
-        assert (line.current != ground.base) == bool(line.claims) == accepted
+        assert (line.current != ground.base) == (line.claims is not claims) == accepted
+    assert all(
+        bool((by_safety | by_over)[~before[name]].sum() == 0) for name, (by_safety, by_over) in line.claims.items()
+    )
+    assert sum(int(by_safety.sum()) for by_safety, _ in line.claims.values()) > 0
 
 
 def test_a_result_from_before_plain_refusals_were_counted_is_read_with_a_gap() -> None:

@@ -569,6 +569,12 @@ def _weights(home: Home, version: VersionRow) -> dict[str, np.ndarray]:
     return {name: made.read_raw(name) for name in made.tensors}
 
 
+def _entries(home: Home, version: VersionRow) -> set[tuple[str, int]]:
+    """What its patch writes."""
+    patch = patchfile.load(home.store, version.patch or "")
+    return {(name, int(i)) for name, (indices, _) in patch.items() for i in indices}
+
+
 def _same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -587,6 +593,7 @@ def test_a_consolidation_is_the_base_with_one_patch_of_all_batches(home: Home) -
     counts = [home.store.round(row.round or "").artefacts["parse"]["num_train"] for row in (first, second)]
     assert (record["steps"]["gather"]["num_batches"], record["steps"]["gather"]["num_train"]) == (2, sum(counts))
     assert set(record["metrics"]["harm_by_batch"]) == {row.batch[:12] for row in (first, second) if row.batch}
+    assert _entries(home, version) <= _entries(home, first) | _entries(home, second)
     assert verify(home.store, deep=True) == []
 
 
@@ -615,6 +622,7 @@ def test_a_batch_that_was_learnt_together_is_taken_out_by_learning_the_others_an
     assert (record["kind"], record["lineage"]["batches"]) == ("consolidation", [second.batch, third.batch])
     assert record["steps"]["gather"]["num_batches"] == 2
     assert _same(_weights(home, version), _learnt_together(home, version))
+    assert not _entries(home, version) <= _entries(home, together) | _entries(home, third)  # depends on nothing of v1's
     batches = [home.store.ledger.batch(row.batch or "") for row in (first, second, third)]
     assert [row and row.state for row in batches] == ["reverted", "published", "published"]
 

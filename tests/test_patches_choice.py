@@ -27,8 +27,13 @@ def sets(tokenizer: PreTrainedTokenizerBase) -> list[list[Encoded]]:
     return [rows[:2], rows[2:]]
 
 
-def chosen(model: PreTrainedModel, sets: Sequence[Sequence[Encoded]], taken: Masks | None = None) -> Masks:
-    return choose_entries(runner_of(model), sets, fraction=FRACTION, progress=ignore_progress, taken=taken)
+def chosen(
+    model: PreTrainedModel,
+    sets: Sequence[Sequence[Encoded]],
+    taken: Masks | None = None,
+    first: Masks | None = None,
+) -> Masks:
+    return choose_entries(runner_of(model), sets, fraction=FRACTION, progress=ignore_progress, taken=taken, first=first)
 
 
 def naive(model: PreTrainedModel, sets: Sequence[Sequence[Encoded]]) -> Scores:
@@ -81,8 +86,26 @@ def test_what_is_taken_is_not_chosen_and_others_are_in_its_place(
 def test_a_matrix_with_hardly_a_score_has_its_count_all_the_same_beside_what_is_taken() -> None:
     score, taken = torch.zeros(10, 10), torch.zeros(10, 10, dtype=torch.bool)
     score[5, :3], taken[0] = torch.tensor([3.0, 2.0, 1.0]), True
-    found = choice._highest([({"w": score}, 1.0)], "w", 0.1, taken, torch.device("cpu"))
+    found = choice._highest(score, 10, early=torch.zeros_like(taken), free=~taken)
     assert int(found.sum()) == 10 and bool(found[5, :3].all()) and not bool((found & taken).any())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, FRACTION, 0.3, 1.0])
+@pytest.mark.parametrize("taken_share", [0.0, 0.5])
+def test_what_comes_first_is_chosen_before_what_scores_higher(
+    model: PreTrainedModel, sets: list[list[Encoded]], share: float, taken_share: float
+) -> None:
+    total, draw = naive(model, sets), torch.Generator().manual_seed(0)
+    first, taken = (
+        {name: torch.rand(score.shape, generator=draw) < each for name, score in total.items()}
+        for each in (share, taken_share)
+    )
+    found = chosen(model, sets, taken, first)
+    for name, score in total.items():
+        free = [i for i, is_taken in enumerate(taken[name].flatten().tolist()) if not is_taken]
+        early, flat = first[name].flatten().tolist(), score.flatten().tolist()
+        best = sorted(free, key=lambda i: (not early[i], -flat[i], i))[: int(FRACTION * len(flat))]
+        assert sorted(best) == found[name].flatten().nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("num_sets", [2, 3])

@@ -135,7 +135,8 @@ def play_due(
     if not is_due(line.num_alone, config.derive.consolidate_every).accepted:
         return {}
     before = entry["axes"]
-    task = Task(ground, together(line.batches, config.derive.max_rows), seed, line.current)
+    batch = together(line.batches, config.derive.max_rows)
+    task = Task(ground, batch, seed, line.current, written=line.claims)
     candidate = folder / f"together-{seed}"
     played = play_consolidation(task, config, dict(line.batches), candidate)
     assert played.decision is not None

@@ -40,6 +40,8 @@ class Task:
     """Model folder that it starts from."""
     earlier: Mapping[str, TakenIn] = field(default_factory=dict)
     claims: Claims = field(default_factory=dict)
+    written: Claims = field(default_factory=dict)
+    """What the patches write that this one is to stand in place of."""
 
 
 @dataclass(frozen=True)
@@ -106,14 +108,15 @@ def play_consolidation(task: Task, config: Config, batches: Mapping[str, TakenIn
 
 
 def _make_patch(bench: Workbench, task: Task, scratch: Path) -> tuple[SparsePatch, dict[str, dict[str, Any]]]:
-    work = Patching(bench, scratch, taken=task.batch, earlier=task.earlier, seed=task.seed)
+    written = partial(_of_shapes, task.written)
+    work = Patching(bench, scratch, taken=task.batch, earlier=task.earlier, seed=task.seed, written=written)
     steps: dict[str, dict[str, Any]] = {}
 
     def done(step: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         steps[step] = dict(make())
         return steps[step]
 
-    return make_patch(work, partial(_claims_of, task), done=done, progress=lambda _: _quiet), steps
+    return make_patch(work, partial(_of_shapes, task.claims), done=done, progress=lambda _: _quiet), steps
 
 
 def _judge(bench: Workbench, patch: SparsePatch, batches: Mapping[str, TakenIn], files: ProbeFiles) -> Decision:
@@ -136,8 +139,8 @@ def _numbers(bench: Workbench, candidate: Measurement, sets: ProbeSets) -> dict[
     return {"candidate": metrics(candidate), "current": metrics(current), "base": metrics(base)}
 
 
-def _claims_of(task: Task, shapes: Shapes) -> Claims:
-    return {name: pair for name, pair in task.claims.items() if name in shapes}
+def _of_shapes(claims: Claims, shapes: Shapes) -> Claims:
+    return {name: pair for name, pair in claims.items() if name in shapes}
 
 
 def _quiet(*_: float) -> None:
