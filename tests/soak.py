@@ -91,6 +91,8 @@ class Soak:
             *[("resume", lambda: self.command("resume"))] * 4,
             ("promote", lambda: self.command("promote", self._some_version(), "--force", "--reason", "soak")),
             ("revert", lambda: self.command("revert", self._some_version(), "--reason", "soak")),
+            ("revert anew", lambda: self.command("revert", self._some_version(), "--anew", "--reason", "soak")),
+            ("consolidate", lambda: self.command("consolidate", "--reason", "soak")),
             ("pin", lambda: self.command("pin", self._some_version())),
             ("unpin", lambda: self.command("unpin", self._some_version())),
             ("tag", lambda: self.command("tag", "kept", self._some_version())),

@@ -175,7 +175,7 @@ def by_generate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prom
 def search(folder: Path) -> list[Row]:
     """Merges put on and taken off a model, beside each on a fresh copy; without the evaluation, which both need."""
     torch.set_num_threads(1)
-    model = load_model(make(SHAPES["0.1B"], folder / "model"), dtype="auto", device=torch.device("cpu"))
+    model = load_model(make(SHAPES["0.3B"], folder / "model"), dtype="auto", device=torch.device("cpu"))
     draw = torch.Generator().manual_seed(0)
     chosen = {name: torch.rand(weight.shape, generator=draw) < 0.1 for name, weight in decoder_linears(model).items()}
 
@@ -199,7 +199,7 @@ def search(folder: Path) -> list[Row]:
 
     mine, peer = interleaved(ours, copies)
     num = len(settings)
-    note = "0.1B, a tenth of each matrix; the measuring that follows each merge is in neither"
+    note = "0.3B, a tenth of each matrix; the measuring that follows each merge is in neither"
     return [
         Row(
             "coefficient search",
