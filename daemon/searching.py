@@ -11,7 +11,7 @@ from daemon.config import Config
 from daemon.measuring import ProbeSets, axes, axes_of, measure_sets
 from daemon.workbench import Workbench
 from patches.errors import EmptyDifferenceSetError
-from patches.merge import Patches, Setting, is_something, merged, merged_patch, shortfall, touched_fraction
+from patches.merge import Before, Patches, Setting, is_something, merged, merged_patch, shortfall, touched_fraction
 from patches.model import count_entries, decoder_linears
 from policies.consolidation import is_no_worse
 from policies.decision import Decision
@@ -36,9 +36,10 @@ def search_merge(
     weights, space = weights_of(bench.config), _space(bench.config, patches, is_repair=is_repair)
     deadline = time.monotonic() + settings.max_s
     tried: dict[Point, Trial] = {}
+    before: Before = {}
     point = next_point(space, {})
     while point is not None and len(tried) < settings.trials and (not tried or time.monotonic() < deadline):
-        tried[point] = _try(bench, patches, sets, point, weights=weights)
+        tried[point] = _try(bench, patches, sets, point, weights=weights, before=before)
         progress(len(tried) / settings.trials)
         point = next_point(space, {known: trial.rank for known, trial in tried.items()})
     winner, why = choose(list(tried.values()), min_gain=settings.min_gain, is_harm_first=is_repair)
@@ -65,10 +66,12 @@ def _unmerged(patches: Patches) -> tuple[str, ...]:
     return ("nothing is forgotten, so nothing is loosened: the over-safety patch is left out",) if is_alone else ()
 
 
-def _try(bench: Workbench, patches: Patches, sets: ProbeSets, point: Point, *, weights: Weights) -> Trial:
+def _try(
+    bench: Workbench, patches: Patches, sets: ProbeSets, point: Point, *, weights: Weights, before: Before
+) -> Trial:
     patch = merged_patch(patches, _setting(point))
     share = touched_fraction(patch, count_entries(decoder_linears(bench.model).values()))
-    with merged(bench.model, patch):
+    with merged(bench.model, patch, before):
         measured = axes(measure_sets(bench, sets, with_loss=False), share)
     floor = bench.config.merge.min_set_fraction
     return Trial(point, measured, score(measured, weights), shortfall(patches, _setting(point), floor))

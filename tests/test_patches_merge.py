@@ -15,8 +15,10 @@ from patches.mask import AccumulateName, Masks, retention_mask, top_mask
 from patches.merge import (
     OVER_SAFETY,
     SAFETY,
+    Before,
     Patches,
     Setting,
+    SparseDelta,
     SparsePatch,
     masks,
     merged,
@@ -339,6 +341,27 @@ def test_a_merged_model_is_parent_plus_delta_rounded_once_and_is_put_back(
         if name in patch:
             expected[patch[name].indices] += patch[name].deltas
         assert torch.equal(tensor.flatten(), expected.to(dtype)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_merge_read_before_is_read_again_only_where_the_next_one_writes_elsewhere(
+    model: PreTrainedModel, dtype: torch.dtype
+) -> None:
+    model.to(dtype)  # type: ignore[arg-type]
+    start, patch = snapshot(model), model_patch(model)
+    twice = {name: replace(delta, deltas=2 * delta.deltas) for name, delta in patch.items()}
+    fewer = {
+        name: SparseDelta(delta.indices[::2], delta.deltas[::2], delta.kinds[::2]) for name, delta in patch.items()
+    }
+    read: Before = {}
+    for one in (patch, twice, fewer, patch):
+        with merged(model, one):
+            expected = snapshot(model)
+        kept = dict(read)
+        with merged(model, one, read):
+            assert_same(model, expected)
+        assert_same(model, start)
+        assert all((read[name] is kept.get(name)) == (one is twice) for name in one)
 
 
 def test_subtracting_the_patch_in_bf16_would_not_have_put_the_model_back(model: PreTrainedModel) -> None:

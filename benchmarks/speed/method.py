@@ -18,7 +18,7 @@ from patches.backends import TaskVector
 from patches.chat import Encoded, encode_row, pad, pad_id
 from patches.derive import Recipe, derive
 from patches.generate import Generator, Said
-from patches.merge import Patches, Setting, merged, merged_patch
+from patches.merge import Before, Patches, Setting, merged, merged_patch
 from patches.model import decoder_linears, load_model, load_tokenizer
 from patches.terms import BatchTerm, Runner
 
@@ -205,8 +205,9 @@ def search(folder: Path) -> list[Row]:
     settings = [Setting(1.0, 1.0, 1.0, alpha, beta) for alpha in (0.8, 1.0) for beta in (0.0, 0.5, 1.0)]
 
     def ours() -> None:
+        before: Before = {}
         for setting in settings:
-            with merged(model, merged_patch(patches, setting)):
+            with merged(model, merged_patch(patches, setting), before):
                 pass
 
     def copies() -> None:
