@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from daemon.probes import ProbeFiles, ProbeRow, development_part, plain, thin
 from daemon.rows import Row
 from patches.chat import Encoded, encode_row, pad_id
 from patches.evaluate import Probe, count_answers
-from patches.generate import Generation, Generator, Said
+from patches.generate import Generation, Generator
 from patches.judge import Answered, Content, Judge, RuleJudge, learn_refusals
 from patches.judge_models import ModelJudge, Scorer
 from patches.model import load_model, load_tokenizer, pick_device
@@ -46,8 +46,6 @@ class Workbench:
     model: PreTrainedModel
     scorer: Scorer | None = None
     """The model that the judge asks; None for the rules alone."""
-    said: Said = field(default_factory=dict)
-    """What any model of the round last said."""
 
     @classmethod
     def open(
@@ -102,7 +100,7 @@ class Workbench:
     def generator(self, model: PreTrainedModel | None = None) -> Generator:
         """Greedy answers of a model, the current one by default."""
         limit = self.config.judge.max_new_tokens
-        return Generator(self.model if model is None else model, self.tokenizer, limit, self.said)
+        return Generator(self.model if model is None else model, self.tokenizer, limit)
 
     @contextmanager
     def base_model(self) -> Iterator[PreTrainedModel]:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, cast
 
 import torch
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from patches.chat import Messages, encode_prompt, end_ids, pad_id
-from patches.guess import agreed
 from patches.memory import in_pieces
-from patches.terms import Runner
 
-Said = MutableMapping[tuple[int, ...], list[int]]
-"""By the token ids of a text, those of the answer, the end token included where one came."""
 BATCH_TOKENS: Final = {"cpu": 1 << 14, "cuda": 1 << 16}
 """Prompt and answer tokens of one batch together, by device; bounds memory. A batch that has too little is answered in halves."""
 
@@ -37,10 +32,6 @@ class Generator:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     max_new_tokens: int
-    said: Said | None = None
-    """What was last said to each text by whatever model: guessed first, and replaced. None: nothing is guessed.
-
-    Changes how long answers take and not what they are, but for the rounding of equally likely tokens."""
 
     def answer(
         self, prompts: Sequence[Messages], progress: Callable[[float], None] = lambda fraction: None
@@ -52,55 +43,30 @@ class Generator:
         self, coded: Sequence[list[int]], progress: Callable[[float], None] = lambda fraction: None
     ) -> list[Generation]:
         """How each text goes on, given as token ids; in order."""
-        answers = self._guessed(coded)
-        begun = {i: [*coded[i], *tokens] for i, tokens in enumerate(answers) if not self._is_whole(tokens)}
-        if len(begun) < len(coded):
-            progress(1 - len(begun) / len(coded))
-        num_left = len(begun)
-        for group in self._groups(begun):
-            num_new = self.max_new_tokens - min(len(answers[i]) for i in group)
+        order = sorted(range(len(coded)), key=lambda i: (len(coded[i]), i))
+        answers: dict[int, Generation] = {}
+        for group in self._groups(coded, order):
             for piece, generated in in_pieces(
-                partial(self._greedy_of, begun, num_new=num_new), group, "answer prompts"
+                lambda piece: self._greedy([coded[i] for i in piece]), group, "answer prompts"
             ):
-                for i, more in zip(piece, generated, strict=True):
-                    answers[i] = [*answers[i], *more][: self.max_new_tokens]
-                num_left -= len(piece)
-                progress(1 - num_left / len(coded))
-        if self.said is not None:
-            self.said.update(zip(map(tuple, coded), answers, strict=True))
-        return list(map(self._decode, answers))
+                answers.update(zip(piece, map(self._decode, generated), strict=True))
+                progress(len(answers) / len(coded))
+        return [answers[i] for i in range(len(coded))]
 
-    def _guessed(self, coded: Sequence[list[int]]) -> list[list[int]]:
-        """How each answer begins, as far as what was said before tells; nothing where nothing was."""
-        said, begun = self.said or {}, [list[int]() for _ in coded]
-        known = [i for i, text in enumerate(coded) if said.get(tuple(text))]
-        if known:
-            guesses = [said[tuple(coded[i])][: self.max_new_tokens] for i in known]
-            runner = Runner(self.model, pad_id(self.tokenizer), 0)
-            for i, tokens in zip(known, agreed(runner, [coded[i] for i in known], guesses), strict=True):
-                begun[i] = self._until_end(tokens)
-        return begun
-
-    def _is_whole(self, tokens: Sequence[int]) -> bool:
-        return len(tokens) >= self.max_new_tokens or (bool(tokens) and tokens[-1] in self._ends())
-
-    def _groups(self, texts: Mapping[int, Sequence[int]]) -> list[list[int]]:
-        """Texts of similar length together, so that padding stays small."""
+    def _groups(self, coded: Sequence[list[int]], order: Sequence[int]) -> list[list[int]]:
+        """Prompts of similar length together, so that padding stays small."""
         most = BATCH_TOKENS[self.model.device.type]
         groups: list[list[int]] = []
-        for i in sorted(texts, key=lambda i: (len(texts[i]), i)):
-            width = len(texts[i]) + self.max_new_tokens
+        for i in order:
+            width = len(coded[i]) + self.max_new_tokens
             if not groups or width * (len(groups[-1]) + 1) > most:
                 groups.append([])
             groups[-1].append(i)
         return groups
 
-    def _greedy_of(self, texts: Mapping[int, list[int]], picked: Sequence[int], *, num_new: int) -> list[list[int]]:
-        return self._greedy([texts[i] for i in picked], num_new)
-
     @torch.no_grad()
-    def _greedy(self, prompts: Sequence[list[int]], num_new: int) -> list[list[int]]:
-        """New token ids of each prompt, so many at most, the end token included where one came.
+    def _greedy(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """New token ids of each prompt, the end token included where one came.
 
         Answers that have ended leave the batch as soon as they are half of it.
         """
@@ -108,10 +74,10 @@ class Generator:
         ends = torch.tensor(sorted(self._ends()), device=ids.device)
         cache = DynamicCache(config=self.model.config)
         positions = (attention.cumsum(dim=1) - 1).clamp_min(0)
-        picked = ids.new_full((len(prompts), num_new), int(ends[0]))
+        picked = ids.new_full((len(prompts), self.max_new_tokens), int(ends[0]))
         asked = torch.arange(len(prompts), device=ids.device)  # the prompt of each row that is still in the batch
         going_on = torch.ones_like(asked, dtype=torch.bool)
-        for step in range(num_new):
+        for step in range(self.max_new_tokens):
             output = self.model(
                 input_ids=ids, attention_mask=attention, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1,

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-import random
 
 import pytest
 import torch
 from transformers import Lfm2Config, Lfm2ForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from patches import generate, guess
+from patches import generate
 from patches.chat import encode_prompt
 from patches.errors import ModelUnsuitableError
-from patches.generate import Generation, Generator, Said
+from patches.generate import Generation, Generator
 from tests.tiny_model import PAIRS, asked
 
 MAX_NEW = 12
@@ -137,7 +136,7 @@ def test_a_model_with_convolution_layers_answers_as_it_does_alone_while_others_l
     assert [answer.finished for answer in Generator(model, tokenizer, MAX_NEW).answer(PROMPTS)] == [
         ids[-1] in ends for ids in told
     ]
-    assert Generator(model, tokenizer, MAX_NEW)._greedy([encode_prompt(tokenizer, p) for p in PROMPTS], MAX_NEW) == told
+    assert Generator(model, tokenizer, MAX_NEW)._greedy([encode_prompt(tokenizer, p) for p in PROMPTS]) == told
 
 
 def test_answers_come_in_the_order_of_their_prompts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -165,76 +164,3 @@ def test_a_model_without_any_end_token_is_refused(model: PreTrainedModel, tokeni
     bare.chat_template = "{{ messages[0]['content'] }}"
     with pytest.raises(ModelUnsuitableError, match="end-of-turn"):
         Generator(model, bare, MAX_NEW).answer(PROMPTS[:1])
-
-
-def _spoilt(answers: Said, tokenizer: PreTrainedTokenizerBase, how: str) -> Said:
-    """The answers as guesses that are wrong in some way."""
-    draw = random.Random(0)
-    match how:
-        case "right":
-            return dict(answers)
-        case "wrong somewhere":
-            return {
-                text: _one_changed(tokens, draw.randrange(len(tokens)), len(tokenizer))
-                for text, tokens in answers.items()
-            }
-        case "cut":
-            return {text: tokens[: draw.randrange(len(tokens))] for text, tokens in answers.items()}
-        case "going on behind the end":
-            return {text: [*tokens, 5, 6, 7] for text, tokens in answers.items()}
-        case "of others":
-            return dict(zip(answers, reversed(list(answers.values())), strict=True))
-        case "of some":
-            return {text: tokens for text, tokens in answers.items() if draw.random() < 0.5}
-    raise AssertionError(how)
-
-
-def _one_changed(tokens: list[int], at: int, vocabulary: int) -> list[int]:
-    return [*tokens[:at], (tokens[at] + 1) % vocabulary, *tokens[at + 1 :]]
-
-
-@pytest.mark.parametrize("how", ["right", "wrong somewhere", "cut", "going on behind the end", "of others", "of some"])
-@pytest.mark.parametrize("pass_tokens", [1, 8192])
-def test_guessed_answers_are_those_that_the_model_gives_without(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    how: str,
-    pass_tokens: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(guess, "PASS_TOKENS", pass_tokens)
-    let_it_end(model, tokenizer)
-    told: Said = {}
-    expected = Generator(model, tokenizer, MAX_NEW, told).answer(PROMPTS)
-    assert len(told) == len(PROMPTS) and expected == Generator(model, tokenizer, MAX_NEW).answer(PROMPTS)
-    said = _spoilt(told, tokenizer, how)
-    seen: list[float] = []
-    assert Generator(model, tokenizer, MAX_NEW, said).answer(PROMPTS, seen.append) == expected
-    assert {text: said[text] for text in told} == told
-    assert seen == sorted(seen) and seen[-1] == 1
-
-
-def test_a_right_guess_takes_one_pass_and_a_wrong_one_no_more_steps_than_are_left(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    told: Said = {}
-    expected = Generator(model, tokenizer, MAX_NEW, told).answer(PROMPTS)
-    passes: list[int] = []
-    model.register_forward_pre_hook(lambda _m, _a, given: passes.append(len(given["input_ids"])), with_kwargs=True)
-    assert Generator(model, tokenizer, MAX_NEW, dict(told)).answer(PROMPTS) == expected
-    assert passes == [len(PROMPTS)]
-    passes.clear()
-    text = next(iter(told))
-    wrong = dict(told) | {text: _one_changed(told[text], MAX_NEW - 4, len(tokenizer))}
-    assert Generator(model, tokenizer, MAX_NEW, wrong).answer(PROMPTS) == expected
-    assert passes == [len(PROMPTS), 1, 1, 1]  # the wrong token is known after the first pass, three are left
-
-
-def test_a_guess_of_a_longer_limit_is_cut(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    told: Said = {}
-    Generator(model, tokenizer, MAX_NEW, told).answer(PROMPTS)
-    assert Generator(model, tokenizer, 3, told).answer(PROMPTS) == Generator(model, tokenizer, 3).answer(PROMPTS)
-    assert {len(tokens) for tokens in told.values()} == {3}
-    assert Generator(model, tokenizer, MAX_NEW, told).answer(PROMPTS) == Generator(model, tokenizer, MAX_NEW).answer(
-        PROMPTS
-    )

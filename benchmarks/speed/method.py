@@ -17,7 +17,7 @@ from patches import snip
 from patches.backends import TaskVector
 from patches.chat import Encoded, encode_row, pad, pad_id
 from patches.derive import Recipe, derive
-from patches.generate import Generator, Said
+from patches.generate import Generator
 from patches.merge import Before, Patches, Setting, merged, merged_patch
 from patches.model import decoder_linears, load_model, load_tokenizer
 from patches.terms import BatchTerm, Runner
@@ -133,36 +133,17 @@ def scoring(folder: Path) -> list[Row]:
 
 def evaluation(folder: Path) -> list[Row]:
     """Greedy answers to what a measurement asks, all kinds in one call, beside `generate` with padded batches of 64."""
-    model, tokenizer, rows, batch = bench()
+    model, tokenizer, _, batch = bench()
     prompts = [*probe_prompts(World.generate(0)), *batch[:64]]
-    said: Said = {}
-    first = Generator(model, tokenizer, MAX_NEW_TOKENS, said).answer(prompts)
-    tuned = train_by_trainer(model, rows, tokenizer, folder)
-    second = Generator(tuned, tokenizer, MAX_NEW_TOKENS, dict(said)).answer(prompts)
-    alike = sum(a == b for a, b in zip(first, second, strict=True))
-    known = f"after another model, of whose answers {alike} are this one's"
+    generator = Generator(model, tokenizer, MAX_NEW_TOKENS)
+    same = sum(
+        a.text == b for a, b in zip(generator.answer(prompts), by_generate(model, tokenizer, prompts), strict=True)
+    )
+    mine, peer = interleaved(lambda: generator.answer(prompts), lambda: by_generate(model, tokenizer, prompts))
+    num, note = len(prompts), f"{same} of {len(prompts)} answers are the same text"
     return [
-        _evaluated("evaluation", model, tokenizer, prompts, {}, "the first model that is asked"),
-        _evaluated("evaluation of a next model", tuned, tokenizer, prompts, said, known),
+        Row("evaluation", num / mine, "prompts/s", "generate, padded batches of 64", num / peer, 2.0, "at least", note)
     ]
-
-
-def _evaluated(
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Messages],
-    said: Said,
-    note: str,
-) -> Row:
-    def ours() -> list[str]:
-        return [answer.text for answer in Generator(model, tokenizer, MAX_NEW_TOKENS, dict(said)).answer(prompts)]
-
-    same = sum(a == b for a, b in zip(ours(), by_generate(model, tokenizer, prompts), strict=True))
-    mine, peer = interleaved(ours, lambda: by_generate(model, tokenizer, prompts))
-    num, against = len(prompts), "generate, padded batches of 64"
-    note = f"{note}; {same} of {num} answers are the same text"
-    return Row(name, num / mine, "prompts/s", against, num / peer, 2.0, "at least", note)
 
 
 def probe_prompts(world: World) -> list[Messages]:
