@@ -35,7 +35,7 @@ from daemon.config import Config
 from patches.backends import BackendName, TaskVector
 from patches.mask import Masks
 from patches.memory import is_out_of_memory
-from patches.merge import Patches, Setting, merged, merged_patch
+from patches.merge import Before, Patches, Setting, merged, merged_patch
 from patches.model import decoder_linears
 from patches.snip import scores
 from patches.terms import BatchTerm, ObjectiveName
@@ -202,9 +202,10 @@ def merging(bench: Bench, deadline: float) -> Found:
     patches = Patches(some(1e-3), some(2e-3), {}, {}, joint=True, accumulate="off", rescale=False, claims={}, seed=0)
     with steps.timed("support"):
         num_entries = sum(len(support.indices) for support in patches.support.values())
+    before: Before = {}
     with steps.timed("merges"):
         for beta in bench.plan.betas:
-            with merged(bench.model, merged_patch(patches, Setting(1.0, 1.0, 1.0, 1.0, beta))):
+            with merged(bench.model, merged_patch(patches, Setting(1.0, 1.0, 1.0, 1.0, beta)), before):
                 steps.check()
     found: Found = {
         "merges_per_s": len(bench.plan.betas) / steps.seconds["merges"],

@@ -13,7 +13,8 @@ from daemon.compare import touched
 from patches.merge import SparsePatch
 from state import durable, overlay, patchfile
 from state.core import StoreCore
-from state.materialize import Digests, build_folder
+from state.digests import Digests
+from state.materialize import build_folder
 from state.overlay import Edit
 from state.tensors import ModelFolder, from_float32, to_float32
 

@@ -72,7 +72,7 @@ def write_model(store: Store, row: VersionRow, staging: Path) -> None:
     """
     with lock.kept(store.model_path(row.id)) as is_there:
         if not is_there:
-            materialize.rebuild(store, row.id, staging)
+            materialize.rebuild(store, row.id, staging, with_sha256=True)
             return
         for name, digest in store.version_record(row.id)["files"].items():
             source, copy = store.model_path(row.id) / name, staging / name

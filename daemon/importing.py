@@ -13,8 +13,9 @@ from daemon.exporting import MANIFEST, MANIFEST_FORMAT, MANIFEST_VERSION, OVERLA
 from daemon.views import plain
 from state import durable, overlay
 from state.batches import file_sha256
+from state.digests import Digests
 from state.errors import ModelFormatError, NotFoundError, RefusedError, StoreCorruptError
-from state.materialize import Digests, build_folder
+from state.materialize import build_folder
 from state.rows import VersionRow
 from state.scratch import private_folder
 from state.store import Store

@@ -13,6 +13,7 @@ import torch
 from daemon.config import Config, ConfigError
 from daemon.intake import TakenIn, UnusableBatchError, apart, take_in
 from daemon.probes import ProbeFiles
+from patches.mask import Masks
 from patches.merge import OVER_SAFETY, SAFETY, Claims
 from state import durable, overlay, patchfile
 from state.batches import file_sha256, identity
@@ -112,10 +113,18 @@ def _unreadable(store: StoreCore, sha256: str, err: Exception) -> StoreCorruptEr
     )
 
 
-def written(
-    store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Per tensor, the entries that a recipe's safety and over-safety patches write."""
+def written(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Masks:
+    """Per tensor, the entries that the patches of a recipe write; of tensors that have a shape here."""
+    found: Masks = {}
+    for digest in lineage.patches:
+        for name, (indices, _) in patchfile.load_kinds(store, digest).items():
+            if name in shapes:
+                found.setdefault(name, _empty(shapes[name])).view(-1)[torch.from_numpy(indices)] = True
+    return found
+
+
+def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Claims:
+    """Per tensor, the entries that earlier rounds' safety and over-safety patches wrote; both, what an import brought."""
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     for digest in lineage.patches:
         for name, (indices, kinds) in patchfile.load_kinds(store, digest).items():
@@ -123,12 +132,6 @@ def written(
             at, kind = torch.from_numpy(indices), torch.from_numpy(kinds)
             by_safety.view(-1)[at] |= (kind & SAFETY) > 0
             by_over.view(-1)[at] |= (kind & OVER_SAFETY) > 0
-    return found
-
-
-def claims(store: Store, lineage: Lineage, shapes: Mapping[str, torch.Size]) -> Claims:
-    """Per tensor, the entries that earlier rounds' safety and over-safety patches wrote; both, what an import brought."""
-    found = written(store, lineage, shapes)
     ground = ground_edits(store, lineage)
     for name in ground.keys() & shapes.keys():  # an import may have changed what no round here may touch
         edit = ground[name]

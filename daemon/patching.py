@@ -50,7 +50,7 @@ class Patching:
     taken: TakenIn
     earlier: Mapping[str, TakenIn]
     seed: int
-    written: Callable[[Shapes], Claims] = lambda shapes: {}
+    written: Callable[[Shapes], Masks] = lambda shapes: {}
     """What the patches write that this round's is to stand in place of: chosen before other entries, each of which would make
     the version larger."""
 
@@ -123,8 +123,7 @@ class Patching:
         shapes = {name: weight.shape for name, weight in decoder_linears(self.bench.model).items()}
         is_protected = self.bench.config.merge.accumulate == "protect"
         taken = _either(claimed(shapes)) if is_protected else None
-        first = _either(self.written(shapes))
-        chosen = choose_round_entries(self.bench, self.material, progress, taken=taken, first=first)
+        chosen = choose_round_entries(self.bench, self.material, progress, taken=taken, first=self.written(shapes))
         _save(chosen, self.scratch / ENTRIES_FILE)
         return {"fraction": self.bench.config.derive.sparse_fraction, "sizes": _rounded(sizes(chosen))}
 

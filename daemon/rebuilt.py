@@ -17,7 +17,7 @@ def model_folder(store: Store, row: VersionRow) -> Iterator[Path]:
     """Where the version's model lies until the block ends; garbage collection leaves it alone meanwhile.
 
     Raises:
-        StoreCorruptError: the rebuilt files are not what was published.
+        StoreCorruptError: what is rebuilt is not what was published.
     """
     from state import lock, materialize, scratch
 

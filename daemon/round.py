@@ -42,7 +42,7 @@ from patches.merge import SparsePatch
 from patches.model import load_model
 from policies.decision import Decision
 from policies.gates import decide
-from state.materialize import Digests
+from state.digests import Digests
 from state.rows import RoundRow
 from state.store import Store
 from state.tensors import ModelFolder
@@ -145,11 +145,10 @@ def _learn_together(round_: Round, lineage: Lineage, batches: Mapping[str, Taken
         return round_.results["merge"]
     bench = _open_bench(round_, batches, ground_folder(store, lineage, store.scratch(row.id)))
     claimed = partial(claims, store, replace(lineage, patches=(), batches=(), num_together=0))
-    work = Patching(bench, store.scratch(row.id), taken=taken, earlier={}, seed=_seed(row, config))
-    if (
-        row.target is None
-    ):  # else nothing is to depend on the batch that is left out, not even which entries are trained
-        work.written = partial(written, store, lineage)
+    # nothing where a batch is left out: not even which entries are trained is to depend on that one
+    before = partial(written, store, lineage)
+    scratch, seed = store.scratch(row.id), _seed(row, config)
+    work = Patching(bench, scratch, taken=taken, earlier={}, seed=seed, written=before)
     patch = make_patch(work, claimed, done=round_.done, progress=round_.progress)
     return round_.done("merge", lambda: _merge_anew(round_, patch, lineage))
 

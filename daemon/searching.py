@@ -36,7 +36,7 @@ def search_merge(
     weights, space = weights_of(bench.config), _space(bench.config, patches, is_repair=is_repair)
     deadline = time.monotonic() + settings.max_s
     tried: dict[Point, Trial] = {}
-    before: Before = {}
+    before: Before | None = {} if patches.joint else None  # difference sets write elsewhere in every merge
     point = next_point(space, {})
     while point is not None and len(tried) < settings.trials and (not tried or time.monotonic() < deadline):
         tried[point] = _try(bench, patches, sets, point, weights=weights, before=before)
@@ -67,7 +67,7 @@ def _unmerged(patches: Patches) -> tuple[str, ...]:
 
 
 def _try(
-    bench: Workbench, patches: Patches, sets: ProbeSets, point: Point, *, weights: Weights, before: Before
+    bench: Workbench, patches: Patches, sets: ProbeSets, point: Point, *, weights: Weights, before: Before | None
 ) -> Trial:
     patch = merged_patch(patches, _setting(point))
     share = touched_fraction(patch, count_entries(decoder_linears(bench.model).values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -36,11 +37,13 @@ def choose_entries(
         Bool masks on the CPU, shaped like the weights; exactly ``int(fraction * numel)`` entries, or fewer where the free
         ones are fewer.
     Raises:
-        ValueError: no set, or one without a row.
+        ValueError: no set, or one without a row; ``fraction`` is outside [0, 1].
         NothingTrainedError: no entry has a gradient on one of the sets.
     """
     if not sets or not all(sets):
         raise ValueError(f"{len(sets)} sets of {[len(rows) for rows in sets]} rows: at least one set, each with a row")
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction {fraction}; allowed: 0 to 1")
     device = runner.model.device  # where a GPU ranks in seconds what takes a CPU minutes
     parts: list[tuple[Scores, float]] = []
     for number, rows in enumerate(sets):
@@ -57,28 +60,43 @@ def choose_entries(
         if whole == 0:
             raise NothingTrainedError(f"no entry has a gradient on {len(rows)} rows: nothing to choose from")
         parts.append((score, whole))
-    found: Masks = {}
-    for name in list(parts[0][0]):
-        total = sum(
-            score.pop(name).to(device).div_(whole) for score, whole in parts
-        )  # of one matrix, and let go of then
-        assert isinstance(total, torch.Tensor)
-        free = ~taken[name].to(device) if taken and name in taken else torch.ones_like(total, dtype=torch.bool)
-        early = first[name].to(device) & free if first and name in first else torch.zeros_like(free)
-        found[name] = _highest(total, int(fraction * total.numel()), early, free).cpu()
+    ranked = partial(_ranked, parts, fraction=fraction, taken=taken or {}, first=first or {}, device=device)
+    return {name: ranked(name) for name in list(parts[0][0])}
+
+
+def _ranked(
+    parts: Sequence[tuple[Scores, float]],
+    name: str,
+    *,
+    fraction: float,
+    taken: Mapping[str, Mask],
+    first: Mapping[str, Mask],
+    device: torch.device,
+) -> Mask:
+    """The entries of one matrix, whose scores are let go of."""
+    total = sum(score.pop(name).to(device).div_(whole) for score, whole in parts)
+    assert isinstance(total, torch.Tensor)
+    free = ~taken[name].to(device) if name in taken else None
+    early = first[name].to(device) if name in first else None
+    return _highest(total, int(fraction * total.numel()), free, early).cpu()
+
+
+def _highest(score: torch.Tensor, count: int, free: Mask | None, early: Mask | None) -> Mask:
+    """The ``count`` highest of the free entries, those that come early before others; None: all are free, or none is early."""
+    if early is None:
+        return _of(score, count, free)
+    others = ~early if free is None else free & ~early
+    chosen = _of(score, count, early if free is None else free & early)
+    return chosen | _of(score, count - int(chosen.sum()), others)
+
+
+def _of(score: torch.Tensor, count: int, among: Mask | None) -> Mask:
+    """The highest of some entries, all of them where there are no more than ``count``; None: of all entries."""
+    if among is None:
+        return top_count(score.flatten(), count).view(score.shape)
+    found = among.clone()
+    found[among] = top_count(score[among], count)
     return found
-
-
-def _highest(score: torch.Tensor, count: int, early: Mask, free: Mask) -> Mask:
-    """The ``count`` highest of the free entries, those that come early before the others."""
-    chosen = _of(score, count, early)
-    return chosen | _of(score, count - int(chosen.sum()), free & ~early)
-
-
-def _of(score: torch.Tensor, count: int, among: Mask) -> Mask:
-    """The highest of some entries, or all of them where there are no more than ``count``."""
-    # below every score, of which many may be 0: an expert's that no token goes to
-    return top_count(score.masked_fill(~among, -1).flatten(), count).view(score.shape) & among
 
 
 def _part(progress: Callable[[float], None], number: int, count: int) -> Callable[[float], None]:

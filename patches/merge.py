@@ -76,7 +76,7 @@ class Support:
 
 
 @dataclass(frozen=True)
-class Old:
+class OldValues:
     """What stood at some places of one tensor before a merge."""
 
     places: torch.Tensor  # (n,) int64, as the merge has them
@@ -84,8 +84,8 @@ class Old:
     values: torch.Tensor  # (n,) of the model's type
 
 
-Before = MutableMapping[str, Old]
-"""By tensor."""
+Before = MutableMapping[str, OldValues]
+"""By tensor, what the last merge found in a model; of one model only."""
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,11 @@ def merged(model: PreTrainedModel, patch: SparsePatch, before: Before | None = N
     """The model with a sparse patch added; the old values are assigned back at the end, not subtracted.
 
     Args:
-        before: what merges of the same support on the same model read, which is not read again; filled where it is empty.
+        before: of an earlier merge on this model as it is now; what a merge at the very same index tensor read is not read
+            again, anything else is replaced.
     """
     weights = decoder_linears(model)
-    undo: list[tuple[torch.Tensor, Old]] = []
+    undo: list[tuple[torch.Tensor, OldValues]] = []
     with torch.no_grad():
         try:
             for name, delta in patch.items():
@@ -167,12 +168,12 @@ def merged(model: PreTrainedModel, patch: SparsePatch, before: Before | None = N
                 flat.index_copy_(0, old.indices, old.values)
 
 
-def _old(flat: torch.Tensor, places: torch.Tensor, before: Before | None, name: str) -> Old:
+def _old(flat: torch.Tensor, places: torch.Tensor, before: Before | None, name: str) -> OldValues:
     if before is not None and name in before and before[name].places is places:
         return before[name]
     indices = places.to(flat.device)
     # a third of the time of flat[indices] on a CPU
-    found = Old(places, indices, flat.index_select(0, indices))
+    found = OldValues(places, indices, flat.index_select(0, indices))
     if before is not None:
         before[name] = found
     return found

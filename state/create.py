@@ -7,10 +7,10 @@ from pathlib import Path
 
 from state import durable, lock, materialize, tensors
 from state.core import StoreCore, fill_reserve
+from state.digests import Digests
 from state.errors import RefusedError
 from state.layout import Layout
 from state.ledger import Ledger
-from state.materialize import Digests
 from state.remedy import LEDGER
 from state.rows import PointerRow, VersionRow
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state import durable, overlay, tensor_digest
+from state.digests import Digests
 from state.errors import StoreCorruptError
 from state.header import TensorInfo
 from state.overlay import Edit
@@ -28,32 +29,8 @@ if TYPE_CHECKING:
     from state.core import StoreCore
 
 NUM_BUFFERS = 4
-_LEAD = ""
-"""In place of a tensor's name: what stands before the first one of a file."""
 MAX_FILES_AT_ONCE = 4
 _VERIFY = "`alignd verify --deep` tells whether the base or an overlay is damaged"
-
-
-@dataclass(frozen=True)
-class Digests:
-    """Of a model folder, as VERSION.json keeps them."""
-
-    files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of every file, which any tool can check; empty where it was not asked for."""
-    tensors: dict[str, str] = field(default_factory=dict)
-    """Of every tensor, by `state/tensor_digest.py`."""
-    headers: dict[str, str] = field(default_factory=dict)
-    """Likewise of what stands before a file's first tensor, or of all of a file without: with `tensors` it tells all bytes.
-    Empty in a store that was begun without them."""
-
-    @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> Digests:
-        """From VERSION.json, or another record that was made with `to_record`."""
-        return cls(dict(record["files"]), dict(record["tensors"]), dict(record.get("headers", {})))
-
-    def to_record(self) -> dict[str, dict[str, str]]:
-        """As VERSION.json has them."""
-        return {"files": self.files, "tensors": self.tensors, "headers": self.headers}
 
 
 def build_folder(
@@ -76,7 +53,8 @@ def build_folder(
         known: the parent's digests; what is not touched is taken from there instead of read and hashed.
         link: hard-link untouched files (only for a parent under our own `models/`).
         kind: of the tensors' digests; without it what `known` has, or the default.
-        with_sha256: False leaves out the digests of whole files, which take longer than all the rest on some processors.
+        with_sha256: False leaves out the digests of the files that are written, which take longer than all the rest on some
+            processors.
     Raises:
         ValueError: an edit names no tensor of the parent, or does not fit it.
     """
@@ -129,18 +107,20 @@ def _of_each_file(parent: ModelFolder, work: Callable[[str], Digests]) -> Digest
         pool.shutdown(cancel_futures=True)
 
 
-def rebuild(store: StoreCore, version_id: int, staging: Path) -> None:
+def rebuild(store: StoreCore, version_id: int, staging: Path, *, with_sha256: bool = False) -> None:
     """Write version `version_id` at `staging` (must not exist) from the base and its overlays.
 
     Every byte is checked: by the digests of headers and tensors where the record has them, else by those of the files.
 
+    Args:
+        with_sha256: by those of the files in any case, which are what exports and cards tell.
     Raises:
         StoreCorruptError: a file or a tensor of the result is not what VERSION.json says; names it.
     """
     base = ModelFolder.open(store.model_path(0))
     published = Digests.of_record(store.version_record(version_id))
-    by_parts = bool(published.headers)
-    kind = tensor_digest.kind_of(published.tensors)
+    by_parts = bool(published.headers) and not with_sha256
+    kind = tensor_digest.kind_of(published.tensors) if by_parts else None
     with _fitting(version_id):
         digests = build_folder(base, chain(store, version_id), staging, kind=kind, with_sha256=not by_parts)
     if by_parts:
@@ -236,9 +216,9 @@ def _stream(
     source = folder.files[name]
     infos = folder.tensors_of(name)
     whole = hashlib.sha256()
-    parts: dict[str, str] = {}
+    told: list[str] = []
     with _Hashes() as hashes:
-        for info, edit in _looked_up([_lead(source, name, infos), *infos], edits):
+        for info, edit in _looked_up(_lead(source, name, infos), infos, edits):
             own = tensor_digest.new_hash(kind)
             done = 0
             for chunk in read_chunks(source, info, NUM_BUFFERS):
@@ -249,30 +229,34 @@ def _stream(
                     out.write(chunk.data)
                 done += len(chunk)
             hashes.wait()
-            parts[info.name] = tensor_digest.told(kind, own)
-    header = parts.pop(_LEAD)
-    return Digests({name: whole.hexdigest()} if with_sha256 else {}, parts, {name: header})
+            told.append(tensor_digest.told(kind, own))
+    header, *tensors = told
+    files = {name: whole.hexdigest()} if with_sha256 else {}
+    return Digests(files, {info.name: digest for info, digest in zip(infos, tensors, strict=True)}, {name: header})
 
 
-def _looked_up(infos: list[TensorInfo], edits: Mapping[str, Edit]) -> Iterator[tuple[TensorInfo, Edit | None]]:
-    """Each tensor with its edit, which is worked out while the tensor before is read, hashed and written."""
+def _looked_up(
+    lead: TensorInfo, infos: list[TensorInfo], edits: Mapping[str, Edit]
+) -> Iterator[tuple[TensorInfo, Edit | None]]:
+    """What stands before the tensors, and each tensor with its edit, worked out while what is before it is read and written."""
 
-    def look_up(info: TensorInfo) -> Edit | None:
-        return edits.get(info.name) if info.name != _LEAD and info.num_bytes else None
+    def look_up(number: int) -> Edit | None:
+        is_there = number < len(infos) and infos[number].num_bytes
+        return edits.get(infos[number].name) if is_there else None
 
     with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(look_up, infos[0])
+        coming = pool.submit(look_up, 0)
+        yield lead, None
         for number, info in enumerate(infos, 1):
             edit = coming.result()
-            if number < len(infos):
-                coming = pool.submit(look_up, infos[number])
+            coming = pool.submit(look_up, number)
             yield info, edit
 
 
 def _lead(source: Path, name: str, infos: list[TensorInfo]) -> TensorInfo:
     """What stands before the first tensor, as if it were one: the header of a shard, or all of any other file."""
     end = infos[0].start if infos else source.stat().st_size
-    return TensorInfo(_LEAD, "U8", (end,), name, 0, end)
+    return TensorInfo("", "U8", (end,), name, 0, end)
 
 
 def _assign(chunk: NDArray[np.uint8], edit: Edit, info: TensorInfo, done: int) -> None:
@@ -304,7 +288,7 @@ class _Hashes:
 
     def update(self, chunk: NDArray[np.uint8], *digests: Any) -> None:
         """Add a chunk to the digests, and wait until the one `NUM_BUFFERS - 1` before it is done with."""
-        for pool, digest in zip(self._pools, digests, strict=False):
+        for pool, digest in zip(self._pools[: len(digests)], digests, strict=True):
             self._running.append(pool.submit(digest.update, chunk.data))
         while len(self._running) > len(digests) * (NUM_BUFFERS - 1):
             self._running.popleft().result()

@@ -1,7 +1,8 @@
-"""The digest of a tensor's bytes, by kind: what a store was begun with is gone on with.
+"""The digest of a tensor, or of what stands before a file's tensors, by kind: what a store was begun with is gone on with.
 
-Files have SHA-256, which any tool can check. Tensors are hashed beside them only to say which of them differ: BLAKE3 does that
-in a tenth of the time, where a processor has no instructions for SHA-256.
+Files have SHA-256, which any tool can check. These parts of them tell which tensors differ, and whether a version that is
+rebuilt in a hurry is what was published: BLAKE3 does that in a tenth of the time, where a processor has no instructions for
+SHA-256.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def drill(store: Store, versions: Iterable[int], scratch: Path) -> list[Finding]
 def _rehearse(store: Store, number: int, staging: Path) -> list[Finding]:
     durable.remove_tree(staging)
     try:
-        materialize.rebuild(store, number, staging)
+        materialize.rebuild(store, number, staging, with_sha256=True)
     except (StoreCorruptError, ModelFormatError, ValueError, OSError) as err:
         return [Finding(store.version_path(number), f"cannot be rebuilt: {err}", getattr(err, "hint", ""))]
     finally:

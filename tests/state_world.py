@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from state import materialize, overlay
 from state.core import HELD
-from state.materialize import Digests
+from state.digests import Digests
 from state.overlay import Edit
 from state.rows import ControlRow, VersionRow
 from state.scratch import private_folder

@@ -11,7 +11,7 @@ import torch
 
 from daemon.candidate import MergedEdits, keep_patch, sparse_entries
 from daemon.config import ConfigError
-from daemon.lineage import Lineage, claims, earlier_batches, ground_folder, lineage_of, remerge_edits
+from daemon.lineage import Lineage, claims, earlier_batches, ground_folder, lineage_of, remerge_edits, written
 from daemon.probes import load
 from patches.merge import SparseDelta, SparsePatch
 from state.durable import remove_tree
@@ -89,6 +89,15 @@ def test_claims_tell_the_two_kinds_of_patch_apart_over_all_rounds(store: Store) 
         assert found[NAME][number].shape == SIZES[NAME]
     assert not found["layer.1.weight"][0].any() and found["layer.1.weight"][1].any()
     assert "embed.weight" not in found
+
+
+def test_what_all_rounds_wrote_is_told_of_the_tensors_that_are_there(store: Store) -> None:
+    first, second = _patch(1, kind=1), _patch(2, kind=2, names=(NAME, "layer.1.weight"))
+    recipe = Lineage((keep_patch(store, first, {}), keep_patch(store, second, {})), ("a", "b"))
+    found = written(store, recipe, {NAME: SIZES[NAME]})  # as where another tensor is no matrix of the decoder any more
+    assert found.keys() == {NAME} and found[NAME].shape == SIZES[NAME]
+    places = set(first[NAME].indices.tolist()) | set(second[NAME].indices.tolist())
+    assert set(found[NAME].flatten().nonzero().flatten().tolist()) == places
 
 
 def test_an_entry_that_both_wrote_is_claimed_by_both(store: Store) -> None:

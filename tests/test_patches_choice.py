@@ -86,7 +86,7 @@ def test_what_is_taken_is_not_chosen_and_others_are_in_its_place(
 def test_a_matrix_with_hardly_a_score_has_its_count_all_the_same_beside_what_is_taken() -> None:
     score, taken = torch.zeros(10, 10), torch.zeros(10, 10, dtype=torch.bool)
     score[5, :3], taken[0] = torch.tensor([3.0, 2.0, 1.0]), True
-    found = choice._highest(score, 10, early=torch.zeros_like(taken), free=~taken)
+    found = choice._highest(score, 10, free=~taken, early=None)
     assert int(found.sum()) == 10 and bool(found[5, :3].all()) and not bool((found & taken).any())
 
 
@@ -128,6 +128,14 @@ def test_scores_wait_in_main_memory_but_those_of_the_last_set(
 def test_no_rows_are_a_wrong_argument(model: PreTrainedModel, wrong: list[list[Encoded]]) -> None:
     with pytest.raises(ValueError, match="at least one set, each with a row"):
         chosen(model, wrong)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1])
+def test_a_fraction_outside_0_to_1_is_a_wrong_argument(
+    model: PreTrainedModel, sets: list[list[Encoded]], wrong: float
+) -> None:
+    with pytest.raises(ValueError, match="allowed: 0 to 1"):
+        choose_entries(runner_of(model), sets, fraction=wrong, progress=ignore_progress)
 
 
 def test_progress_rises_over_all_sets(model: PreTrainedModel, sets: list[list[Encoded]]) -> None:

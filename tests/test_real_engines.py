@@ -30,7 +30,7 @@ from daemon.serving import Serving
 from daemon.wakeup import Wakeup
 from policies.handover import Replica
 from state import materialize, overlay
-from state.materialize import Digests
+from state.digests import Digests
 from state.overlay import Edit
 from state.store import Store
 from state.tensors import ModelFolder

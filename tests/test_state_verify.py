@@ -219,7 +219,8 @@ def test_a_damaged_base_never_becomes_a_model_folder(
     record = store.version_record(2)
     assert record["headers"].keys() == record["files"].keys()
     if not with_headers:  # as a store of before has it
-        del record["headers"]
+        record = {**record, **old_digests(ModelFolder.open(store.model_path(2))).to_record()}
+        assert not record["headers"] and not record["tensors"]["layer.0.weight"].startswith("blake3:")
     monkeypatch.setattr(Store, "version_record", lambda self, number: record)
     whole = content(store.model_path(2))
     shutil.rmtree(store.model_path(2))

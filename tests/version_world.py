@@ -9,7 +9,7 @@ import numpy as np
 
 from daemon.compare import touched
 from state import materialize, overlay
-from state.materialize import Digests
+from state.digests import Digests
 from state.rows import VersionRow
 from state.store import Store
 from state.tensors import ModelFolder, from_float32, to_float32

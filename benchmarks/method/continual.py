@@ -136,7 +136,8 @@ def play_due(
         return {}
     before = entry["axes"]
     batch = together(line.batches, config.derive.max_rows)
-    task = Task(ground, batch, seed, line.current, written=line.claims)
+    ours = {name: by_safety | by_over for name, (by_safety, by_over) in line.claims.items()}
+    task = Task(ground, batch, seed, line.current, written=ours)
     candidate = folder / f"together-{seed}"
     played = play_consolidation(task, config, dict(line.batches), candidate)
     assert played.decision is not None

@@ -21,6 +21,7 @@ from daemon.probes import ProbeFiles
 from daemon.searching import keeps_all
 from daemon.workbench import Workbench
 from patches.evaluate import Measurement
+from patches.mask import Masks
 from patches.merge import Claims, SparsePatch, merged, touched_fraction
 from patches.model import count_entries, decoder_linears, load_model
 from policies.decision import Decision
@@ -40,7 +41,7 @@ class Task:
     """Model folder that it starts from."""
     earlier: Mapping[str, TakenIn] = field(default_factory=dict)
     claims: Claims = field(default_factory=dict)
-    written: Claims = field(default_factory=dict)
+    written: Masks = field(default_factory=dict)
     """What the patches write that this one is to stand in place of."""
 
 
@@ -108,15 +109,16 @@ def play_consolidation(task: Task, config: Config, batches: Mapping[str, TakenIn
 
 
 def _make_patch(bench: Workbench, task: Task, scratch: Path) -> tuple[SparsePatch, dict[str, dict[str, Any]]]:
-    written = partial(_of_shapes, task.written)
-    work = Patching(bench, scratch, taken=task.batch, earlier=task.earlier, seed=task.seed, written=written)
+    work = Patching(
+        bench, scratch, taken=task.batch, earlier=task.earlier, seed=task.seed, written=lambda shapes: task.written
+    )
     steps: dict[str, dict[str, Any]] = {}
 
     def done(step: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         steps[step] = dict(make())
         return steps[step]
 
-    return make_patch(work, partial(_of_shapes, task.claims), done=done, progress=lambda _: _quiet), steps
+    return make_patch(work, partial(_claims_of, task), done=done, progress=lambda _: _quiet), steps
 
 
 def _judge(bench: Workbench, patch: SparsePatch, batches: Mapping[str, TakenIn], files: ProbeFiles) -> Decision:
@@ -139,8 +141,8 @@ def _numbers(bench: Workbench, candidate: Measurement, sets: ProbeSets) -> dict[
     return {"candidate": metrics(candidate), "current": metrics(current), "base": metrics(base)}
 
 
-def _of_shapes(claims: Claims, shapes: Shapes) -> Claims:
-    return {name: pair for name, pair in claims.items() if name in shapes}
+def _claims_of(task: Task, shapes: Shapes) -> Claims:
+    return {name: pair for name, pair in task.claims.items() if name in shapes}
 
 
 def _quiet(*_: float) -> None:

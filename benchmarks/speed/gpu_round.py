@@ -22,7 +22,7 @@ from patches.backends import BackendName, TaskVector, usual_learning_rate
 from patches.choice import choose_entries
 from patches.derive import Progress, Recipe, derive
 from patches.mask import Masks
-from patches.merge import Patches, Setting, SparsePatch, merged, merged_patch, shifted
+from patches.merge import Before, Patches, Setting, SparsePatch, merged, merged_patch, shifted
 from patches.terms import AnswerTerm, BatchTerm, HoldTerm, ObjectiveName, Term, hold, row_nll
 from state.store import Store
 from state.tensors import ModelFolder
@@ -160,9 +160,10 @@ def recipe_of(bench: Bench, objective: ObjectiveName, backend: BackendName, num_
 def search(bench: Bench, patches: Patches, progress: Callable[[float], None]) -> SparsePatch:
     """Every merge put on, asked and taken off; the first of them."""
     found = []
+    before: Before = {}
     for beta in bench.plan.betas:
         found.append(merged_patch(patches, Setting(1.0, 1.0, 1.0, 1.0, beta)))
-        with merged(bench.model, found[-1]):
+        with merged(bench.model, found[-1], before):
             bench.generator().answer(bench.prompts, progress)
         del found[1:]
     return found[0]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,6 +80,7 @@ def measured(step: str, folder: Path, names: Sequence[str] | None = None) -> Cur
         place = folder / name
         place.mkdir(parents=True)
         points.append(Point(**_in_a_process(step, name, place)))
+        shutil.rmtree(place)  # the largest take tens of gigabytes
     return Curve(step, axis, tuple(points))
 
 

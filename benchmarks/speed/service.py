@@ -151,13 +151,16 @@ from daemon.formats import BatchError, Limits, read_batch
 try:
     read_batch(Path(sys.argv[1]), Limits())
 except BatchError:
-    print(peak_mib())
+    pass
+print(peak_mib())
 """
 
 
 def _peak_of_reading(path: Path) -> float:
     """Of a process that imports nothing else."""
-    done = subprocess.run([sys.executable, "-c", _READ, str(path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", _READ, str(path)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     return float(done.stdout)
 
 
