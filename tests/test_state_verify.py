@@ -204,6 +204,17 @@ def test_a_damaged_overlay_never_becomes_a_model_folder(store: Store) -> None:
     assert not store.is_materialized(2) and not list(store.models.glob(".tmp-*"))
 
 
+def test_a_drill_compares_the_digests_that_exports_tell_and_a_rollback_the_faster_ones(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = store.version_record(2)
+    record["files"]["config.json"] = "0" * 64  # as a fault while it was written would leave it
+    monkeypatch.setattr(Store, "version_record", lambda self, number: record)
+    assert ["config.json is not what was published" in found.what for found in drill(store, [2], tmp_path)] == [True]
+    shutil.rmtree(store.model_path(2))
+    assert rebuilt(store, 2).is_dir()
+
+
 @pytest.mark.parametrize("with_headers", [True, False])
 @pytest.mark.parametrize(
     ("file", "before"),
