@@ -17,7 +17,7 @@ from daemon.probes import load
 from daemon.searching import search_merge
 from daemon.workbench import Workbench
 from patches.generate import Generation, Generator
-from patches.merge import Patches, Setting, merged_patch
+from patches.merge import OldValues, Patches, Setting, merged_patch
 from patches.model import decoder_linears
 from tests.round_world import config_of, write_probes
 from tests.tiny_model import assert_same, snapshot
@@ -185,3 +185,20 @@ def test_it_measures_each_merge_and_not_the_model_it_started_from(
 def test_the_same_search_twice_finds_the_same(tmp_path: Path, tiny_folder: Path) -> None:
     first, second = (_search(_bench(tmp_path, tiny_folder, trials=5)) for _ in range(2))
     assert first == second
+
+
+@pytest.mark.parametrize("mask", ["joint", "difference"])
+def test_what_merges_at_the_same_places_replace_is_read_once_a_search(
+    tmp_path: Path, tiny_folder: Path, mask: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[OldValues] = []
+
+    def noted(*values: Any) -> OldValues:
+        read.append(OldValues(*values))
+        return read[-1]
+
+    whole = {"top_fractions": [1.0] if mask == "joint" else [0.5], "retention_rates": [1.0], "betas": [1.0]}
+    bench = _bench(tmp_path, tiny_folder, trials=2, mask=mask, alphas=[1.0, 0.5], **whole)
+    monkeypatch.setattr("patches.merge.OldValues", noted)
+    assert _search(bench)["num_trials"] == 2
+    assert len(read) == len(decoder_linears(bench.model)) * (1 if mask == "joint" else 2)
