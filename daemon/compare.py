@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from state.rows import RoundRow, VersionRow
 from state.tensors import ModelFolder, to_float32
 
 if TYPE_CHECKING:
     from numpy import float64, unsignedinteger
     from numpy.typing import NDArray
 
-    from state.rows import VersionRow
     from state.store import Store
 
 CHUNK_ENTRIES: Final = 1 << 22
@@ -37,11 +37,14 @@ def batches_of(store: Store, row: VersionRow) -> dict[str, str]:
 
     A batch that a revert took out is not among them, unless it was learnt anew after that.
     """
+    line = store.lineage(row.id)
+    rounds = store.ledger.with_keys(RoundRow, [ancestor.round for ancestor in line if ancestor.round])
+    targets = {round_.id: round_.target for round_ in rounds if round_.target is not None}
+    taken_out = {version.id: version.batch for version in store.ledger.with_keys(VersionRow, [*targets.values()])}
     found: dict[str, str] = {}
-    for ancestor in store.lineage(row.id):
-        round_ = store.ledger.round(ancestor.round) if ancestor.round else None
-        if round_ is not None and round_.target is not None:
-            found.pop(store.version(round_.target).batch or "", None)
+    for ancestor in line:
+        if ancestor.round in targets:
+            found.pop(taken_out[targets[ancestor.round]] or "", None)
         elif ancestor.batch is not None:
             found[ancestor.batch] = ancestor.name
     return found
