@@ -42,6 +42,7 @@ docs: setup
 torture: setup
 	$(BIN)/python -m pytest -q --hypothesis-profile drawn $$(grep -rl "hypothesis" tests --include "test_*.py")
 	$(BIN)/python -m tests.power_loss --cycles 20
+	$(BIN)/python -m tests.ledger_faults
 	$(BIN)/python -m tests.kills --kills 300
 	$(BIN)/python -m tests.fuzz_guided --minutes 30
 

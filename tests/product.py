@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -131,4 +132,22 @@ def made_home(path: Path, world: World) -> Home:
     write_jsonl(world.lookalikes("probe"), path / "probes" / "over_safety.jsonl")
     write_jsonl(world.utility("probe"), path / "probes" / "utility.jsonl")
     write_jsonl(world.retain(), path / "retain.jsonl")
+    return home
+
+
+def published_home(folder: Path, world: World) -> Home:
+    """A home in which one batch was dropped and became a version, everything at its default.
+
+    It is made once by all that name the same folder, which is what takes long; whoever changes it takes a copy.
+    """
+    home, ready = Home(folder / "home"), folder / "ready"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ready.exists():
+            made_home(home.path, world)
+            assert all((home.path / name).exists() for name in ("service.toml", "inbox", "probes"))
+            home.drop(world, 0, "monday.csv")
+            home.run_once()
+            ready.touch()
     return home

