@@ -16,7 +16,7 @@ from daemon.checks import Check
 from daemon.command import Context
 from daemon.config import Config, ConfigError, GatesSection
 from state import durable
-from state.batches import file_sha256
+from state.digests import is_of_file
 from state.errors import StoreError
 from state.tensors import ModelFolder
 from state.text import printable
@@ -201,7 +201,7 @@ def _base(context: Context, config: Config, store: Store) -> Check:
     if not source.is_dir():
         return Check("base", "ok", f"{source} is gone; v0 is the copy that counts")
     record = store.version_record(0)
-    changed = [name for name, digest in record["files"].items() if _digest(source / name) != digest]
+    changed = [name for name, digest in record["files"].items() if not _is_of(source / name, digest)]
     if not changed:
         return Check("base", "ok", f"{source} is what v0 was made of")
     advice = "v0 stays what it was; for another base make another home with `alignd init`"
@@ -222,11 +222,11 @@ def _stored(store: Store) -> Check:
     return Check("stored bytes", "ok", f"what was written, as of {last.at}")
 
 
-def _digest(path: Path) -> str:
+def _is_of(path: Path, digest: str) -> bool:
     try:
-        return file_sha256(path)
+        return is_of_file(path, digest)
     except OSError:
-        return ""
+        return False
 
 
 def _text_side(store: Store) -> Check:

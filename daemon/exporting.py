@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from daemon.rebuilt import model_folder
 from daemon.views import View
-from state import durable, lock, materialize, overlay
-from state.batches import file_sha256
+from state import digests, durable, lock, materialize, overlay
 from state.errors import StoreCorruptError
 from state.remedy import remedy
 from state.rows import VersionRow
 from state.scratch import private_folder
 from state.store import Store
+from state.tensors import ModelFolder
 
 CARD, BILL = "README.md", "bom.cdx.json"
 OVERLAY, MANIFEST, SCRIPT = "overlay.safetensors", "overlay.json", "apply.py"
@@ -72,7 +72,7 @@ def write_model(store: Store, row: VersionRow, staging: Path) -> None:
     """
     with lock.kept(store.model_path(row.id)) as is_there:
         if not is_there:
-            materialize.rebuild(store, row.id, staging, with_sha256=True)
+            materialize.rebuild(store, row.id, staging)
             return
         for name, digest in store.version_record(row.id)["files"].items():
             source, copy = store.model_path(row.id) / name, staging / name
@@ -81,8 +81,11 @@ def write_model(store: Store, row: VersionRow, staging: Path) -> None:
             _check(store, source, copy, digest)
 
 
-def write_overlay(store: Store, row: VersionRow, path: Path) -> str:
-    """What the version changes of v0, in one file, and the SHA-256 of that; equal versions give equal bytes.
+def write_overlay(store: Store, row: VersionRow, path: Path) -> tuple[str, dict[str, str]]:
+    """What the version changes of v0, in one file: equal versions give equal bytes.
+
+    Returns:
+        Its SHA-256, and that of each file of the version.
 
     Raises:
         StoreCorruptError: with it, v0 would not become what was published.
@@ -93,29 +96,31 @@ def write_overlay(store: Store, row: VersionRow, path: Path) -> str:
             edit = edits[name]
             if len(edit.indices):
                 out.add(name, edit)
-    return out.digest
+    base = ModelFolder.open(store.model_path(0))
+    return out.digest, materialize.digests_of(base, edits, digests.Kinds("sha256", tensors=None)).files
 
 
-def manifest(version: View, digest: str) -> dict[str, Any]:
+def manifest(version: View, digest: str, files: dict[str, str]) -> dict[str, Any]:
     """What stands beside an overlay: the base it is for, what comes out, and what is told of the version.
 
     Args:
         version: as `provenance.gather` gives it.
         digest: SHA-256 of the overlay.
+        files: SHA-256 of each file of the version.
     """
-    told = {key: value for key, value in version.items() if key not in ("base", "files")}
+    told = {key: value for key, value in version.items() if key != "base"}
     return {
         "format": MANIFEST_FORMAT,
         "format_version": MANIFEST_VERSION,
         "overlay": {"file": OVERLAY, "sha256": digest},
         "base": version["base"],
-        "result": {"files": version["files"]},
+        "result": {"files": files},
         "version": told,
     }
 
 
 def _check(store: Store, source: Path, copy: Path, digest: str) -> None:
-    if not copy.is_file() or file_sha256(copy) != digest:
+    if not copy.is_file() or not digests.is_of_file(copy, digest):
         raise StoreCorruptError(f"{source} is not what was written", remedy(store, source))
 
 

@@ -79,8 +79,8 @@ def _write_hf(job: Job, staging: Path) -> Written:
 
 def _write_overlay(job: Job, staging: Path) -> Written:
     durable.make_folder(staging, 0o755)
-    digest = exporting.write_overlay(job.store, job.row, staging / exporting.OVERLAY)
-    durable.write_json(staging / exporting.MANIFEST, exporting.manifest(job.version, digest), 0o644)
+    digest, files = exporting.write_overlay(job.store, job.row, staging / exporting.OVERLAY)
+    durable.write_json(staging / exporting.MANIFEST, exporting.manifest(job.version, digest, files), 0o644)
     durable.write_file(staging / exporting.SCRIPT, Path(apply_overlay.__file__).read_bytes(), 0o644)
     lines = (
         f"without alignd: `python {job.args.folder}/{exporting.SCRIPT} BASE OUT`",

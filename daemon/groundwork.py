@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from state.batches import file_sha256
+from state.digests import is_of_file
 from state.errors import StoreCorruptError
 from state.remedy import remedy
 from state.rows import RoundRow
@@ -72,7 +72,7 @@ def _check_untouched(store: Store, stamps: dict[Path, Stamp]) -> None:
 
 def _check(store: Store, path: Path, digest: str) -> None:
     _stamp(store, path)
-    if file_sha256(path) != digest:
+    if not is_of_file(path, digest):
         raise StoreCorruptError(f"{path} is not what was written", remedy(store, path))
 
 

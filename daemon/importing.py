@@ -13,9 +13,9 @@ from daemon.exporting import MANIFEST, MANIFEST_FORMAT, MANIFEST_VERSION, OVERLA
 from daemon.views import plain
 from state import durable, overlay
 from state.batches import file_sha256
-from state.digests import Digests
+from state.digests import Digests, Kinds, sha256_of_base
 from state.errors import ModelFormatError, NotFoundError, RefusedError, StoreCorruptError
-from state.materialize import build_folder
+from state.materialize import build_folder, digests_of
 from state.rows import VersionRow
 from state.scratch import private_folder
 from state.store import Store
@@ -140,8 +140,8 @@ def _export(home: Path, ref: str, scratch: Path) -> None:
     with Store.open(home) as other:
         row = other.resolve(ref)
         version = provenance.gather(other, row, version_view(other, row), base_name="base")
-        digest = write_overlay(other, row, scratch / OVERLAY)
-    durable.write_json(scratch / MANIFEST, manifest(version, digest))
+        digest, files = write_overlay(other, row, scratch / OVERLAY)
+    durable.write_json(scratch / MANIFEST, manifest(version, digest, files))
 
 
 def _read(path: Path, source: Path) -> _Manifest:
@@ -156,7 +156,7 @@ def _read(path: Path, source: Path) -> _Manifest:
 
 
 def _check_base(store: Store, found: _Manifest) -> None:
-    ours = store.version_record(0)["files"]
+    ours = sha256_of_base(store.version_record(0))
     for name in sorted(ours.keys() | found.base.files.keys()):
         if ours.get(name) != found.base.files.get(name):
             raise RefusedError(
@@ -175,11 +175,13 @@ def _build(store: Store, found: _Manifest, scratch: Path, source: Path) -> tuple
         digests = build_folder(base, edits, scratch / "model", known=Digests.of_record(record), link=True)
     except ValueError as err:
         raise StoreCorruptError(f"{source / OVERLAY} does not fit the base: {err}", _AGAIN) from err
-    for name in sorted(digests.files.keys() | found.result.files.keys()):
-        if digests.files.get(name) != found.result.files.get(name):
+    built = ModelFolder.open(scratch / "model")
+    sha256 = digests_of(built, {}, Kinds("sha256", tensors=None)).files
+    for name in sorted(sha256.keys() | found.result.files.keys()):
+        if sha256.get(name) != found.result.files.get(name):
             hint = f"{_AGAIN}; `alignd verify` tells whether v0 is damaged here"
             raise StoreCorruptError(f"{source}: {name} does not come out as {MANIFEST} says", hint)
-    check_finite(ModelFolder.open(scratch / "model"))
+    check_finite(built)
     return digests, touched(base, {name: len(edits[name].indices) for name in edits})
 
 

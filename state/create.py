@@ -7,7 +7,7 @@ from pathlib import Path
 
 from state import durable, lock, materialize, tensors
 from state.core import StoreCore, fill_reserve
-from state.digests import Digests
+from state.digests import Digests, Kinds
 from state.errors import RefusedError
 from state.layout import Layout
 from state.ledger import Ledger
@@ -33,30 +33,31 @@ def create(layout: Layout, base: Path, *, actor: str, now: str) -> None:
         nursery = Path(layout.home) / f"{durable.TEMPORARY_PREFIX}store"
         for stale in (nursery, layout.current_link, layout.model_path(0)):
             durable.remove_tree(stale)  # left by an attempt that died
-        digests = _import_base(layout, base)
-        _furnish(layout, nursery, digests, actor=actor, now=now)
+        digests, sha256 = _import_base(layout, base)
+        _furnish(layout, nursery, _base_record(digests, sha256, now), actor=actor, now=now)
         durable.publish_folder(nursery, layout.root)
 
 
-def _import_base(layout: Layout, base: Path) -> Digests:
+def _import_base(layout: Layout, base: Path) -> tuple[Digests, dict[str, str]]:
+    """Its digests, and the SHA-256 of its files."""
     folder = tensors.ModelFolder.open(base, follow_links=True)
     tensors.check_finite(folder)
     durable.make_folder(layout.models, 0o755)
     staging = layout.models / f"{durable.TEMPORARY_PREFIX}v0"
     durable.remove_tree(staging)
     digests = materialize.build_folder(folder, {}, staging)
+    sha256 = materialize.digests_of(tensors.ModelFolder.open(staging), {}, Kinds("sha256", tensors=None)).files
     durable.publish_folder(staging, layout.model_path(0))
-    return digests
+    return digests, sha256
 
 
-def _furnish(layout: Layout, nursery: Path, digests: Digests, *, actor: str, now: str) -> None:
+def _furnish(layout: Layout, nursery: Path, record: bytes, *, actor: str, now: str) -> None:
     durable.make_folder(layout.quarantine)
     for name in ("spool", "batches", "patches", "scratch", "versions/v0"):
         durable.make_folder(nursery / name)
     ledger = Ledger.create(nursery / "ledger.db")
     try:
         store = _Nursery(layout.home, ledger)
-        record = _base_record(digests, now)
         durable.write_file(store.record_path(0), record, 0o444)
         fill_reserve(store)
         with store._transaction("store_created", "v0", actor=actor, now=now):
@@ -67,7 +68,7 @@ def _furnish(layout: Layout, nursery: Path, digests: Digests, *, actor: str, now
         ledger.close()
 
 
-def _base_record(digests: Digests, now: str) -> bytes:
+def _base_record(digests: Digests, sha256: dict[str, str], now: str) -> bytes:
     return durable.json_bytes(
         {
             "format": 1,
@@ -80,5 +81,6 @@ def _base_record(digests: Digests, now: str) -> bytes:
             "metrics": {},
             "touched": {"num_entries": 0, "fraction": 0.0, "per_tensor": {}},
             **digests.to_record(),
+            "sha256": sha256,
         }
     )

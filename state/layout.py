@@ -87,9 +87,9 @@ class Layout:
 
     @property
     def versions(self) -> Path:
-        """`v<N>/VERSION.json` and `v<N>/overlay.safetensors`: parent, recipe, seeds, settings, gate results, SHA-256 of every
-        file of the full model, BLAKE3 of every tensor and of what stands before a file's first one (in stores begun earlier
-        SHA-256 of the tensors, or nothing of the headers); and the entries that differ from the parent.
+        """`v<N>/VERSION.json` and `v<N>/overlay.safetensors`: parent, recipe, seeds, settings, gate results, BLAKE3 of
+        every file of the full model and of every tensor (in stores begun before 2026-11-28 SHA-256), for v0 SHA-256 of its files
+        too; and the entries that differ from the parent.
         """
         return self.root / "versions"
 

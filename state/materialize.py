@@ -1,25 +1,23 @@
 """Complete model folders out of a parent and edits; streamed, so memory does not grow with the model.
 
-Several files at a time: where a processor has no instructions for SHA-256, that takes longer than reading and writing.
+Several files at a time, since hashing them takes as long as reading and writing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from state import durable, overlay, tensor_digest
-from state.digests import Digests
+from state import durable, overlay
+from state.digests import Digests, Hash, Kinds, kind_of, new_hash, told
 from state.errors import StoreCorruptError
 from state.header import TensorInfo
 from state.overlay import Edit
@@ -40,8 +38,7 @@ def build_folder(
     *,
     known: Digests | None = None,
     link: bool = False,
-    kind: tensor_digest.Kind | None = None,
-    with_sha256: bool = True,
+    kinds: Kinds | None = None,
 ) -> Digests:
     """Write a complete model folder at `staging` (must not exist): the parent's files with the edits assigned.
 
@@ -52,23 +49,21 @@ def build_folder(
         edits: looked up from several threads, each name once.
         known: the parent's digests; what is not touched is taken from there instead of read and hashed.
         link: hard-link untouched files (only for a parent under our own `models/`).
-        kind: of the tensors' digests; without it what `known` has, or the default.
-        with_sha256: False leaves out the digests of the files that are written, which take longer than all the rest on some
-            processors.
+        kinds: of the digests; without it those that `known` has, or the default.
     Raises:
         ValueError: an edit names no tensor of the parent, or does not fit it.
     """
     _check_names(parent, edits)
     durable.make_folder(staging, 0o755)
     touched = {parent.tensors[name].file for name in edits}
-    kind = kind or tensor_digest.kind_of(known.tensors if known else {})
+    kinds = kinds or Kinds.of(known or Digests())
     for name in parent.files:
         durable.make_folder((staging / name).parent, 0o755)
 
     def write(name: str) -> Digests:
         if name in touched or known is None:
             with durable.writing(staging / name, 0o444) as out:
-                return _stream(parent, name, edits, out=out, kind=kind, with_sha256=with_sha256)
+                return _stream(parent, name, edits, out=out, kinds=kinds)
         _carry(parent.files[name], staging / name, link=link)
         return _known_part(parent, name, known)
 
@@ -76,10 +71,10 @@ def build_folder(
     if link:  # each other file has flushed its folder itself
         for folder in sorted({(staging / name).parent for name in parent.files}):
             durable.flush_folder(folder)
-    return replace(digests, headers={}) if known is not None and not known.headers else digests
+    return digests
 
 
-def digests_of(parent: ModelFolder, edits: Mapping[str, Edit]) -> Digests:
+def digests_of(parent: ModelFolder, edits: Mapping[str, Edit], kinds: Kinds) -> Digests:
     """The digests of the folder that `build_folder` would write; nothing is written.
 
     Raises:
@@ -88,7 +83,7 @@ def digests_of(parent: ModelFolder, edits: Mapping[str, Edit]) -> Digests:
     _check_names(parent, edits)
 
     def read(name: str) -> Digests:
-        return _stream(parent, name, edits, out=None, kind=tensor_digest.kind_of({}), with_sha256=True)
+        return _stream(parent, name, edits, out=None, kinds=kinds)
 
     return _of_each_file(parent, read)
 
@@ -101,33 +96,22 @@ def _of_each_file(parent: ModelFolder, work: Callable[[str], Digests]) -> Digest
         for part in pool.map(work, parent.files):
             found.files.update(part.files)
             found.tensors.update(part.tensors)
-            found.headers.update(part.headers)
         return found
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def rebuild(store: StoreCore, version_id: int, staging: Path, *, with_sha256: bool = False) -> None:
+def rebuild(store: StoreCore, version_id: int, staging: Path) -> None:
     """Write version `version_id` at `staging` (must not exist) from the base and its overlays.
 
-    Every byte is checked: by the digests of headers and tensors where the record has them, else by those of the files.
-
-    Args:
-        with_sha256: by those of the files in any case, which are what exports and cards tell.
     Raises:
-        StoreCorruptError: a file or a tensor of the result is not what VERSION.json says; names it.
+        StoreCorruptError: a file of the result is not what VERSION.json says; names it.
     """
-    base = ModelFolder.open(store.model_path(0))
-    published = Digests.of_record(store.version_record(version_id))
-    by_parts = bool(published.headers) and not with_sha256
-    kind = tensor_digest.kind_of(published.tensors) if by_parts else None
+    base, published = ModelFolder.open(store.model_path(0)), store.version_record(version_id)["files"]
+    kinds = Kinds(kind_of(published), tensors=None)
     with _fitting(version_id):
-        digests = build_folder(base, chain(store, version_id), staging, kind=kind, with_sha256=not by_parts)
-    if by_parts:
-        _check_same(version_id, digests.headers, published.headers)
-        _check_same(version_id, digests.tensors, published.tensors)
-    else:
-        _check_same(version_id, digests.files, published.files)
+        digests = build_folder(base, chain(store, version_id), staging, kinds=kinds)
+    _check_same(version_id, digests.files, published)
 
 
 def edits_on_base(store: StoreCore, version_id: int) -> Mapping[str, Edit]:
@@ -138,11 +122,11 @@ def edits_on_base(store: StoreCore, version_id: int) -> Mapping[str, Edit]:
     Raises:
         StoreCorruptError: it would not; names the first file that is not what was published.
     """
-    base = ModelFolder.open(store.model_path(0))
+    base, published = ModelFolder.open(store.model_path(0)), store.version_record(version_id)["files"]
     with _fitting(version_id):
         edits = _OnBase(base, chain(store, version_id))
-        digests = digests_of(base, edits)
-    _check_same(version_id, digests.files, store.version_record(version_id)["files"])
+        digests = digests_of(base, edits, Kinds(kind_of(published), tensors=None))
+    _check_same(version_id, digests.files, published)
     return edits
 
 
@@ -192,8 +176,7 @@ def _check_names(parent: ModelFolder, edits: Mapping[str, Edit]) -> None:
 
 def _known_part(parent: ModelFolder, name: str, known: Digests) -> Digests:
     tensors = {info.name: known.tensors[info.name] for info in parent.tensors_of(name)}
-    headers = {name: known.headers[name]} if known.headers else {}
-    return Digests({name: known.files[name]}, tensors, headers)
+    return Digests({name: known.files[name]}, tensors)
 
 
 def _carry(source: Path, target: Path, *, link: bool) -> None:
@@ -209,30 +192,28 @@ def _stream(
     edits: Mapping[str, Edit],
     *,
     out: durable.Writer | None,
-    kind: tensor_digest.Kind,
-    with_sha256: bool,
+    kinds: Kinds,
 ) -> Digests:
     """One pass over a file: edit, hash, and write where there is something to write to."""
     source = folder.files[name]
     infos = folder.tensors_of(name)
-    whole = hashlib.sha256()
-    told: list[str] = []
+    whole = new_hash(kinds.files)
+    tensors: dict[str, str] = {}
     with _Hashes() as hashes:
         for info, edit in _looked_up(_lead(source, name, infos), infos, edits):
-            own = tensor_digest.new_hash(kind)
+            own = new_hash(kinds.tensors) if kinds.tensors and info.name else None
             done = 0
             for chunk in read_chunks(source, info, NUM_BUFFERS):
                 if edit is not None:
                     _assign(chunk, edit, info, done)
-                hashes.update(chunk, own, *([whole] if with_sha256 else []))
+                hashes.update(chunk, whole, own)
                 if out is not None:
                     out.write(chunk.data)
                 done += len(chunk)
             hashes.wait()
-            told.append(tensor_digest.told(kind, own))
-    header, *tensors = told
-    files = {name: whole.hexdigest()} if with_sha256 else {}
-    return Digests(files, {info.name: digest for info, digest in zip(infos, tensors, strict=True)}, {name: header})
+            if kinds.tensors and own is not None:
+                tensors[info.name] = told(kinds.tensors, own)
+    return Digests({name: told(kinds.files, whole)}, tensors)
 
 
 def _looked_up(
@@ -284,13 +265,14 @@ class _Hashes:
     def __init__(self) -> None:
         # one thread per digest: the chunks of one must come in order
         self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1))
-        self._running: deque[Future[None]] = deque()
+        self._running: deque[Future[object]] = deque()
 
-    def update(self, chunk: NDArray[np.uint8], *digests: Any) -> None:
+    def update(self, chunk: NDArray[np.uint8], *digests: Hash | None) -> None:
         """Add a chunk to the digests, and wait until the one `NUM_BUFFERS - 1` before it is done with."""
-        for pool, digest in zip(self._pools[: len(digests)], digests, strict=True):
+        wanted = [(pool, digest) for pool, digest in zip(self._pools, digests, strict=True) if digest is not None]
+        for pool, digest in wanted:
             self._running.append(pool.submit(digest.update, chunk.data))
-        while len(self._running) > len(digests) * (NUM_BUFFERS - 1):
+        while len(self._running) > len(wanted) * (NUM_BUFFERS - 1):
             self._running.popleft().result()
 
     def wait(self) -> None:

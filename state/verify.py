@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from state import audit, batches, durable, lock, materialize, signed, tensor_digest
+from state import audit, batches, digests, durable, lock, materialize, signed
 from state.errors import ModelFormatError, RefusedError, StoreCorruptError
 from state.quarantine import DROPPED
 from state.remedy import remedy
@@ -120,7 +120,7 @@ def drill(store: Store, versions: Iterable[int], scratch: Path) -> list[Finding]
 def _rehearse(store: Store, number: int, staging: Path) -> list[Finding]:
     durable.remove_tree(staging)
     try:
-        materialize.rebuild(store, number, staging, with_sha256=True)
+        materialize.rebuild(store, number, staging)
     except (StoreCorruptError, ModelFormatError, ValueError, OSError) as err:
         return [Finding(store.version_path(number), f"cannot be rebuilt: {err}", getattr(err, "hint", ""))]
     finally:
@@ -152,7 +152,7 @@ def _wrong_with_version(store: Store, row: VersionRow, *, deep: bool) -> Iterato
 def _digest(path: Path, expected: str) -> Iterator[Finding]:
     if not path.exists():
         yield Finding(path, "is missing")
-    elif batches.file_sha256(path) != expected:
+    elif not digests.is_of_file(path, expected):
         yield Finding(path, "is not what was written")
 
 
@@ -176,9 +176,8 @@ def _tensors(folder: Path, record: dict[str, Any]) -> Iterator[Finding]:
     except ModelFormatError as err:
         yield Finding(folder, str(err))
         return
-    kind = tensor_digest.kind_of(record["tensors"])
     for name in model.tensors:
-        if record["tensors"].get(name) != tensor_digest.of_bytes(kind, model.read_raw(name).view("u1")):
+        if not digests.is_of_bytes(model.read_raw(name).view("u1"), record["tensors"].get(name, "")):
             yield Finding(model.files[model.tensors[name].file], f"tensor {name} is not what was written")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 from daemon.patching import OVER_SAFETY_FILE
 from daemon.spool import spooled_name
+from state.digests import is_of_file
 from state.layout import Layout
 from state.ledger import Ledger
 from state.queue import OPEN_STATES
@@ -87,9 +87,9 @@ def broken_for_readers(home: Path) -> Iterator[str]:
         yield f"current leads to {folder.name}, which is no version"
         return
     expected: dict[str, str] = json.loads(record.read_bytes())["files"]
-    found = {path.relative_to(folder).as_posix(): _sha256(path) for path in folder.rglob("*") if path.is_file()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    for name in sorted(expected.keys() | found):
+        if name not in expected or name not in found or not is_of_file(folder / name, expected[name]):
             yield f"current: {name} of {folder.name} is not what VERSION.json says"
 
 
@@ -175,10 +175,6 @@ def _left_over(store: Store, manifest: Manifest) -> Iterator[str]:
 def rounds_over(ledger: Ledger) -> set[str]:
     """Rounds that have ended."""
     return {row.id for row in ledger.rounds() if row.state not in OPEN_STATES}
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def facts(path: Path) -> dict[str, Any]:

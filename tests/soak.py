@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import random
 import subprocess
 import sys
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from blake3 import blake3
 
 from benchmarks.world.world import World
 from daemon import exitcodes
@@ -151,7 +152,7 @@ class Soak:
         for _ in range(READERS_TRIES):
             folder = (self.machine.home.path / "models" / "current").resolve()
             try:
-                found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+                found = {path.name: f"blake3:{blake3(path.read_bytes()).hexdigest()}" for path in folder.iterdir()}
                 break
             except FileNotFoundError:  # collected under the reader's hands, when it was current no more
                 continue

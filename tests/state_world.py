@@ -3,6 +3,7 @@
 import hashlib
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +67,17 @@ def make_store(tmp_path: Path) -> Store:
 
 def folder_digests(folder: ModelFolder) -> Digests:
     """The digests of a model folder as it is now, taken in the plainest way."""
-    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in folder.files.items()}
-    tensors = {name: "blake3:" + blake3(folder.read_raw(name).tobytes()).hexdigest() for name in folder.tensors}
-    headers = {name: "blake3:" + blake3(_header(path)).hexdigest() for name, path in folder.files.items()}
-    return Digests(files, tensors, headers)
-
-
-def _header(path: Path) -> bytes:
-    """All before the first tensor, or all of a file that has none."""
-    content = path.read_bytes()
-    return content[: 8 + int.from_bytes(content[:8], "little")] if path.suffix == ".safetensors" else content
+    return _digests(folder, lambda data: f"blake3:{blake3(data).hexdigest()}")
 
 
 def old_digests(folder: ModelFolder) -> Digests:
-    """Those that stores of before 2026-11-28 have: SHA-256 of tensors too, and of no header."""
-    tensors = {name: hashlib.sha256(folder.read_raw(name).tobytes()).hexdigest() for name in folder.tensors}
-    return Digests(folder_digests(folder).files, tensors)
+    """Those that stores of before 2026-11-28 have."""
+    return _digests(folder, lambda data: hashlib.sha256(data).hexdigest())
+
+
+def _digests(folder: ModelFolder, of: Callable[[bytes], str]) -> Digests:
+    files = {name: of(path.read_bytes()) for name, path in folder.files.items()}
+    return Digests(files, {name: of(folder.read_raw(name).tobytes()) for name in folder.tensors})
 
 
 def rebuilt(store: Store, number: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import signal
@@ -165,6 +166,9 @@ def test_the_bill_of_materials_meets_the_published_schema(
     assert bill["metadata"]["component"]["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
     batches = [part for part in bill["components"] if part["type"] == "data"]
     assert [part["hashes"][0]["content"] for part in batches] == [two.version(n).batch for n in (1, 2)]
+    base = {name: hashlib.sha256(data).hexdigest() for name, data in content(two.model_path(0)).items()}
+    told = {row["name"]: row["value"] for row in bill["components"][0]["properties"]}
+    assert told == {f"alignd:sha256:{name}": digest for name, digest in base.items()}
 
 
 # all forms

@@ -67,11 +67,10 @@ def _batch(home: Home, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_no_poison_changes_what_is_served_and_the_honest_batch_does(poisoned: Home) -> None:
+def test_no_poison_changes_what_is_served_and_an_honest_batch_is_published_after_it(poisoned: Home) -> None:
     served = poisoned.model("v1")
     versions = {row["batch_name"]: row["id"] for row in poisoned.json("history") if row["id"] not in ("v0", "v1")}
-    honest = versions.pop("honest.jsonl")
-    assert poisoned.current() == honest and poisoned.model(honest) != served
+    assert poisoned.current() == versions.pop("honest.jsonl")
     assert all(poisoned.model(version) == served for version in versions.values())
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from state import apply_overlay, gaps, materialize, overlay, patchfile
 from state.batches import file_sha256
+from state.digests import Digests, Kind, Kinds, is_of_file
 from state.errors import StoreCorruptError
 from state.overlay import Edit
 from state.tensors import ModelFolder
@@ -238,7 +239,7 @@ def test_known_digests_are_those_of_the_bytes(tmp_path: Path) -> None:
     assert digests.tensors["embed.weight"] != known.tensors["embed.weight"]
 
 
-def test_what_was_begun_with_one_kind_of_tensor_digest_goes_on_with_it(tmp_path: Path) -> None:
+def test_what_was_begun_with_one_kind_of_digest_goes_on_with_it(tmp_path: Path) -> None:
     parent = ModelFolder.open(write_model(tmp_path / "base"))
     edits = some_edits(parent, 3, ("embed.weight",))
     digests = materialize.build_folder(parent, edits, tmp_path / "child", known=old_digests(parent))
@@ -248,13 +249,18 @@ def test_what_was_begun_with_one_kind_of_tensor_digest_goes_on_with_it(tmp_path:
     assert changed == ["embed.weight"]
 
 
-def test_digests_of_whole_files_are_left_out_where_they_are_not_asked_for(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "expected"), [("sha256", old_digests), ("blake3", folder_digests)])
+def test_digests_are_of_the_kind_that_is_asked_for_and_of_tensors_only_where_they_are(
+    tmp_path: Path, kind: Kind, expected: Callable[[ModelFolder], Digests]
+) -> None:
     parent = ModelFolder.open(write_model(tmp_path / "base"))
     edits = some_edits(parent, 3, ("embed.weight",))
-    digests = materialize.build_folder(parent, edits, tmp_path / "child", kind="sha256", with_sha256=False)
+    digests = materialize.build_folder(parent, edits, tmp_path / "child", kinds=Kinds(kind, tensors=None))
     child = ModelFolder.open(tmp_path / "child")
-    assert digests.files == {} and digests.tensors == old_digests(child).tensors
-    assert digests.headers.keys() == child.files.keys()
+    assert digests == Digests(expected(child).files)
+    assert materialize.digests_of(parent, edits, Kinds(kind, kind)) == expected(child)
+    for name, path in child.files.items():
+        assert is_of_file(path, digests.files[name]) and not is_of_file(path, digests.files[name][:-1])
 
 
 def test_files_are_built_at_the_same_time_each_edit_is_looked_up_once_and_a_fault_ends_all(

@@ -58,8 +58,7 @@ def test_no_sweep_takes_a_living_process_its_folder(store: Store, sweep: Sweep) 
 def test_no_sweep_takes_a_drill_its_folder(store: Store, sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = store.home / ".tmp-drill-zim"
 
-    def rebuild(_: object, __: int, staging: Path, *, with_sha256: bool) -> None:
-        assert with_sha256
+    def rebuild(_: object, __: int, staging: Path) -> None:
         staging.mkdir()
         sweep(store)
         assert staging.is_dir()

@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from state import audit, batches, gc, patchfile
+from state import audit, batches, digests, gc, patchfile
 from state.checked import MAX_AGE_S, Checked, verify_on
+from state.digests import Digests
 from state.errors import StoreCorruptError
 from state.layout import CHECKED_FILE
 from state.rows import BatchState, VersionRow
@@ -29,6 +30,7 @@ from tests.state_world import (
     begin,
     content,
     drop,
+    folder_digests,
     make_store,
     make_version,
     old_digests,
@@ -160,14 +162,14 @@ def test_garbage_collection_in_the_middle_of_a_check_is_no_damage(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.rollback("v0", reason="bad", **WHO)
-    path, real = store.model_path(2) / "config.json", batches.file_sha256
+    path, real = store.model_path(2) / "config.json", digests.is_of_file
 
-    def digest(at: Path) -> str:
+    def is_of_file(at: Path, digest: str) -> bool:
         if at == path:
             gc.run(store, keep_materialized=0, **WHO)
-        return real(at)
+        return real(at, digest)
 
-    monkeypatch.setattr(batches, "file_sha256", digest)
+    monkeypatch.setattr(digests, "is_of_file", is_of_file)
     assert verify(store) == []
     assert store.is_materialized(2) and not store.is_materialized(3)
 
@@ -204,18 +206,7 @@ def test_a_damaged_overlay_never_becomes_a_model_folder(store: Store) -> None:
     assert not store.is_materialized(2) and not list(store.models.glob(".tmp-*"))
 
 
-def test_a_drill_compares_the_digests_that_exports_tell_and_a_rollback_the_faster_ones(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = store.version_record(2)
-    record["files"]["config.json"] = "0" * 64  # as a fault while it was written would leave it
-    monkeypatch.setattr(Store, "version_record", lambda self, number: record)
-    assert ["config.json is not what was published" in found.what for found in drill(store, [2], tmp_path)] == [True]
-    shutil.rmtree(store.model_path(2))
-    assert rebuilt(store, 2).is_dir()
-
-
-@pytest.mark.parametrize("with_headers", [True, False])
+@pytest.mark.parametrize("of", [folder_digests, old_digests])
 @pytest.mark.parametrize(
     ("file", "before"),
     [
@@ -225,13 +216,13 @@ def test_a_drill_compares_the_digests_that_exports_tell_and_a_rollback_the_faste
     ],
 )
 def test_a_damaged_base_never_becomes_a_model_folder(
-    store: Store, file: str, before: bytes, with_headers: bool, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    file: str,
+    before: bytes,
+    of: Callable[[ModelFolder], Digests],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    record = store.version_record(2)
-    assert record["headers"].keys() == record["files"].keys()
-    if not with_headers:  # as a store of before has it
-        record = {**record, **old_digests(ModelFolder.open(store.model_path(2))).to_record()}
-        assert not record["headers"] and not record["tensors"]["layer.0.weight"].startswith("blake3:")
+    record = store.version_record(2) | of(ModelFolder.open(store.model_path(2))).to_record()
     monkeypatch.setattr(Store, "version_record", lambda self, number: record)
     whole = content(store.model_path(2))
     shutil.rmtree(store.model_path(2))
