@@ -19,6 +19,8 @@ from state.filesystem import Chunk, current
 TEMPORARY_PREFIX = ".tmp-"
 COPY_CHUNK_BYTES = 64 << 20
 READ_BYTES = 1 << 20
+FLUSH_BYTES = 128 << 20
+"""After so many the disk begins with them: else it does nothing until the end of a file, however long that takes to make."""
 _NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
@@ -33,12 +35,14 @@ class Writer:
         self._temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}.{os.urandom(8).hex()}")
         self._fd = current().open_write(self._temporary, mode)
         self._closed = False
+        self._num_begun = 0
+        """Bytes that the disk was told to begin with."""
 
     def write(self, data: Chunk) -> None:
         view = memoryview(data).cast("B")
         while view:
             written = current().write(self._fd, view)
-            self.num_bytes += written
+            self._advance(written)
             view = view[written:]
 
     def copy_from(self, source_fd: int, num_bytes: int) -> None:
@@ -58,8 +62,14 @@ class Writer:
             data = os.read(source_fd, min(num_bytes, READ_BYTES))
             self.write(data)
             return len(data)
-        self.num_bytes += done
+        self._advance(done)
         return done
+
+    def _advance(self, num_bytes: int) -> None:
+        self.num_bytes += num_bytes
+        if (waiting := self.num_bytes - self._num_begun) >= FLUSH_BYTES:
+            current().begin_flush(self._fd, self._num_begun, waiting)
+            self._num_begun = self.num_bytes
 
     @contextmanager
     def reading(self) -> Iterator[int]:

@@ -90,7 +90,7 @@ def digests_of(parent: ModelFolder, edits: Mapping[str, Edit], kinds: Kinds) -> 
 
 def _of_each_file(parent: ModelFolder, work: Callable[[str], Digests]) -> Digests:
     """What some work finds of every file, in the order of their names; the first fault ends it."""
-    pool = ThreadPoolExecutor(min(MAX_FILES_AT_ONCE, os.cpu_count() or 1))
+    pool = ThreadPoolExecutor(min(MAX_FILES_AT_ONCE, 1 + (os.cpu_count() or 1)))  # one waits for the disk
     try:
         found = Digests()
         for part in pool.map(work, parent.files):
