@@ -37,11 +37,13 @@ docs: setup
 	$(BIN)/python -m daemon.reference docs
 	$(BIN)/python -m sphinx -q -W --keep-going -E -b html docs var/site
 
-# what CI does in a short form, for two hours: power lost at every call, 300 kills of the real service, hostile files that
-# are spoilt by what code they reach, and other examples for the tests that draw them
+# what CI does in a short form, for two hours: power lost at every call, each fault of the disk at every change and at every call
+# of SQLite, 300 kills of the real service, hostile files that are spoilt by what code they reach, and other examples for the
+# tests that draw them
 torture: setup
 	$(BIN)/python -m pytest -q --hypothesis-profile drawn $$(grep -rl "hypothesis" tests --include "test_*.py")
 	$(BIN)/python -m tests.power_loss --cycles 20
+	ALIGND_EVERY_CHANGE=1 $(BIN)/python -m pytest -q tests/test_state_faults.py
 	$(BIN)/python -m tests.ledger_faults
 	$(BIN)/python -m tests.kills --kills 300
 	$(BIN)/python -m tests.fuzz_guided --minutes 30

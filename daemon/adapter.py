@@ -66,7 +66,7 @@ def find_change(folders: Folders, digests: Sequence[Mapping[str, str]], rank: in
     """The difference of version and base, cut to a rank.
 
     Args:
-        digests: SHA-256 by tensor, of the base and of the version.
+        digests: by tensor, of the base and of the version.
     Raises:
         NoAdapterError: nothing differs, or something that is no parameter of a module.
     """

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 from daemon.rebuilt import model_folder
 from daemon.views import View
-from state import digests, durable, lock, materialize, overlay
+from state import durable, lock, materialize, overlay
+from state.digests import is_of_file
 from state.errors import StoreCorruptError
 from state.remedy import remedy
 from state.rows import VersionRow
 from state.scratch import private_folder
 from state.store import Store
-from state.tensors import ModelFolder
 
 CARD, BILL = "README.md", "bom.cdx.json"
 OVERLAY, MANIFEST, SCRIPT = "overlay.safetensors", "overlay.json", "apply.py"
@@ -85,19 +85,18 @@ def write_overlay(store: Store, row: VersionRow, path: Path) -> tuple[str, dict[
     """What the version changes of v0, in one file: equal versions give equal bytes.
 
     Returns:
-        Its SHA-256, and that of each file of the version.
+        Its SHA-256, and that of each file of the version as it was published.
 
     Raises:
         StoreCorruptError: with it, v0 would not become what was published.
     """
-    edits = materialize.edits_on_base(store, row.id)
+    edits, files = materialize.edits_on_base(store, row.id)
     with overlay.OverlayWriter(path, {"parent": "v0"}) as out:
         for name in edits:
             edit = edits[name]
             if len(edit.indices):
                 out.add(name, edit)
-    base = ModelFolder.open(store.model_path(0))
-    return out.digest, materialize.digests_of(base, edits, digests.Kinds("sha256", tensors=None)).files
+    return out.digest, files
 
 
 def manifest(version: View, digest: str, files: dict[str, str]) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def manifest(version: View, digest: str, files: dict[str, str]) -> dict[str, Any
 
 
 def _check(store: Store, source: Path, copy: Path, digest: str) -> None:
-    if not copy.is_file() or not digests.is_of_file(copy, digest):
+    if not copy.is_file() or not is_of_file(copy, digest):
         raise StoreCorruptError(f"{source} is not what was written", remedy(store, source))
 
 

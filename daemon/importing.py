@@ -13,9 +13,9 @@ from daemon.exporting import MANIFEST, MANIFEST_FORMAT, MANIFEST_VERSION, OVERLA
 from daemon.views import plain
 from state import durable, overlay
 from state.batches import file_sha256
-from state.digests import Digests, Kinds, sha256_of_base
+from state.digests import Digests, Kinds
 from state.errors import ModelFormatError, NotFoundError, RefusedError, StoreCorruptError
-from state.materialize import build_folder, digests_of
+from state.materialize import build_folder
 from state.rows import VersionRow
 from state.scratch import private_folder
 from state.store import Store
@@ -156,7 +156,7 @@ def _read(path: Path, source: Path) -> _Manifest:
 
 
 def _check_base(store: Store, found: _Manifest) -> None:
-    ours = sha256_of_base(store.version_record(0))
+    ours = Digests.of_record(store.version_record(0)).sha256
     for name in sorted(ours.keys() | found.base.files.keys()):
         if ours.get(name) != found.base.files.get(name):
             raise RefusedError(
@@ -169,19 +169,18 @@ def _build(store: Store, found: _Manifest, scratch: Path, source: Path) -> tuple
     """The model folder in `scratch`, its digests, and what it changes of v0."""
     if file_sha256(scratch / OVERLAY) != found.overlay.sha256:
         raise StoreCorruptError(f"{source / OVERLAY} is not what {MANIFEST} says", _AGAIN)
-    record, base = store.version_record(0), ModelFolder.open(store.model_path(0))
+    known, base = Digests.of_record(store.version_record(0)), ModelFolder.open(store.model_path(0))
+    kinds = Kinds.of(known, with_sha256=True)
     edits = overlay.read(scratch / OVERLAY)
     try:
-        digests = build_folder(base, edits, scratch / "model", known=Digests.of_record(record), link=True)
+        digests = build_folder(base, edits, scratch / "model", known=known, link=True, kinds=kinds)
     except ValueError as err:
         raise StoreCorruptError(f"{source / OVERLAY} does not fit the base: {err}", _AGAIN) from err
-    built = ModelFolder.open(scratch / "model")
-    sha256 = digests_of(built, {}, Kinds("sha256", tensors=None)).files
-    for name in sorted(sha256.keys() | found.result.files.keys()):
-        if sha256.get(name) != found.result.files.get(name):
+    for name in sorted(digests.sha256.keys() | found.result.files.keys()):
+        if digests.sha256.get(name) != found.result.files.get(name):
             hint = f"{_AGAIN}; `alignd verify` tells whether v0 is damaged here"
             raise StoreCorruptError(f"{source}: {name} does not come out as {MANIFEST} says", hint)
-    check_finite(built)
+    check_finite(ModelFolder.open(scratch / "model"))
     return digests, touched(base, {name: len(edits[name].indices) for name in edits})
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from daemon.judges_shown import judge_of, judge_text
 from daemon.views import View
-from state.digests import sha256_of_base
+from state.digests import Digests
 from state.rows import VersionRow
 from state.store import Store
 from state.tensors import ModelFolder, read_object
@@ -32,7 +32,7 @@ def gather(store: Store, row: VersionRow, view: View, *, base_name: str) -> View
         "blocked": row.blocked,
         "created": row.created_at,
         "alignd": metadata.version("alignd"),
-        "base": {"name": base_name, "files": sha256_of_base(store.version_record(0))},
+        "base": {"name": base_name, "files": Digests.of_record(store.version_record(0)).sha256},
         "architecture": _text((config.get("architectures") or [None])[0]),
         "model_type": _text(config.get("model_type")),
         "num_parameters": sum(info.num_entries for info in base.tensors.values()),

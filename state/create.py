@@ -33,31 +33,30 @@ def create(layout: Layout, base: Path, *, actor: str, now: str) -> None:
         nursery = Path(layout.home) / f"{durable.TEMPORARY_PREFIX}store"
         for stale in (nursery, layout.current_link, layout.model_path(0)):
             durable.remove_tree(stale)  # left by an attempt that died
-        digests, sha256 = _import_base(layout, base)
-        _furnish(layout, nursery, _base_record(digests, sha256, now), actor=actor, now=now)
+        digests = _import_base(layout, base)
+        _furnish(layout, nursery, digests, actor=actor, now=now)
         durable.publish_folder(nursery, layout.root)
 
 
-def _import_base(layout: Layout, base: Path) -> tuple[Digests, dict[str, str]]:
-    """Its digests, and the SHA-256 of its files."""
+def _import_base(layout: Layout, base: Path) -> Digests:
     folder = tensors.ModelFolder.open(base, follow_links=True)
     tensors.check_finite(folder)
     durable.make_folder(layout.models, 0o755)
     staging = layout.models / f"{durable.TEMPORARY_PREFIX}v0"
     durable.remove_tree(staging)
-    digests = materialize.build_folder(folder, {}, staging)
-    sha256 = materialize.digests_of(tensors.ModelFolder.open(staging), {}, Kinds("sha256", tensors=None)).files
+    digests = materialize.build_folder(folder, {}, staging, kinds=Kinds(with_sha256=True))
     durable.publish_folder(staging, layout.model_path(0))
-    return digests, sha256
+    return digests
 
 
-def _furnish(layout: Layout, nursery: Path, record: bytes, *, actor: str, now: str) -> None:
+def _furnish(layout: Layout, nursery: Path, digests: Digests, *, actor: str, now: str) -> None:
     durable.make_folder(layout.quarantine)
     for name in ("spool", "batches", "patches", "scratch", "versions/v0"):
         durable.make_folder(nursery / name)
     ledger = Ledger.create(nursery / "ledger.db")
     try:
         store = _Nursery(layout.home, ledger)
+        record = _base_record(digests, now)
         durable.write_file(store.record_path(0), record, 0o444)
         fill_reserve(store)
         with store._transaction("store_created", "v0", actor=actor, now=now):
@@ -68,7 +67,7 @@ def _furnish(layout: Layout, nursery: Path, record: bytes, *, actor: str, now: s
         ledger.close()
 
 
-def _base_record(digests: Digests, sha256: dict[str, str], now: str) -> bytes:
+def _base_record(digests: Digests, now: str) -> bytes:
     return durable.json_bytes(
         {
             "format": 1,
@@ -81,6 +80,5 @@ def _base_record(digests: Digests, sha256: dict[str, str], now: str) -> bytes:
             "metrics": {},
             "touched": {"num_entries": 0, "fraction": 0.0, "per_tensor": {}},
             **digests.to_record(),
-            "sha256": sha256,
         }
     )

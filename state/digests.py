@@ -1,7 +1,8 @@
 """Digests of model folders, as VERSION.json keeps them.
 
-BLAKE3 (`b3sum` checks it), which takes a tenth of SHA-256's time where a processor has no instructions for that. A bare digest is
-SHA-256, as stores that were begun before 2026-11-28 have them; what a store was begun with is gone on with.
+BLAKE3 (`b3sum` tells what stands behind `blake3:`), which takes a tenth of SHA-256's time where a processor has no
+instructions for that. A bare digest is SHA-256. What a store was begun with is gone on with: where that was before the evening of
+2026-11-28 files have SHA-256, and a day before tensors too. `headers` in some records of that day is not read any more.
 """
 
 from __future__ import annotations
@@ -35,15 +36,20 @@ class Digests:
     """Of every file: all its bytes."""
     tensors: dict[str, str] = field(default_factory=dict)
     """Of every tensor, which tell where versions differ; empty where it was not asked for."""
+    sha256: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of every file, by which others know it; empty where it was not asked for."""
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> Digests:
         """From VERSION.json, or another record that was made with `to_record`."""
-        return cls(dict(record["files"]), dict(record["tensors"]))
+        files = dict(record["files"])
+        own = files if kind_of(files) == "sha256" else {}
+        return cls(files, dict(record["tensors"]), dict(record.get("sha256", own)))
 
     def to_record(self) -> dict[str, dict[str, str]]:
         """As VERSION.json has them."""
-        return {"files": self.files, "tensors": self.tensors}
+        known = {"files": self.files, "tensors": self.tensors}
+        return known | ({"sha256": self.sha256} if self.sha256 and self.sha256 != self.files else {})
 
 
 @dataclass(frozen=True)
@@ -53,16 +59,18 @@ class Kinds:
     files: Kind = "blake3"
     tensors: Kind | None = "blake3"
     """None: of tensors none."""
+    with_sha256: bool = False
+    """SHA-256 of the files too, for others."""
 
     @classmethod
-    def of(cls, known: Digests) -> Kinds:
+    def of(cls, known: Digests, *, with_sha256: bool = False) -> Kinds:
         """Those that there are already."""
-        return cls(kind_of(known.files), kind_of(known.tensors))
+        return cls(kind_of(known.files), kind_of(known.tensors), with_sha256)
 
-
-def sha256_of_base(record: Mapping[str, Any]) -> dict[str, str]:
-    """SHA-256 of every file of the base, by which others know it, from v0's VERSION.json."""
-    return dict(record.get("sha256", record["files"]))  # in a store that was begun before, the files have no other
+    @classmethod
+    def of_files(cls, known: Mapping[str, str], *, with_sha256: bool = False) -> Kinds:
+        """Of files those that there are already, and of tensors none."""
+        return cls(kind_of(known), None, with_sha256)
 
 
 def kind_of(digests: Mapping[str, str]) -> Kind:
@@ -83,20 +91,20 @@ def new_hash(kind: Kind) -> Hash:
     return blake3()
 
 
-def told(kind: Kind, found: Hash) -> str:
-    """The digest as a record has it."""
-    return f"{_BLAKE3 if kind == 'blake3' else ''}{found.hexdigest()}"
+def recorded(kind: Kind, digest: Hash) -> str:
+    """A digest as a record has it."""
+    return f"{_BLAKE3 if kind == 'blake3' else ''}{digest.hexdigest()}"
 
 
 def is_of_bytes(data: NDArray[np.uint8], digest: str) -> bool:
     """Whether it is the digest, of whichever kind, of these bytes."""
     found = new_hash(_kind(digest))
     found.update(data.data)
-    return told(_kind(digest), found) == digest
+    return recorded(_kind(digest), found) == digest
 
 
 def is_of_file(path: Path, digest: str) -> bool:
     """Likewise of a file."""
     kind = _kind(digest)
     with path.open("rb") as file:
-        return told(kind, hashlib.file_digest(file, lambda: new_hash(kind))) == digest  # type: ignore[arg-type, return-value]
+        return recorded(kind, hashlib.file_digest(file, lambda: new_hash(kind))) == digest  # type: ignore[arg-type, return-value]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,8 +27,12 @@ class FileSystem:
         return os.copy_file_range(source_fd, target_fd, num_bytes)
 
     def begin_flush(self, fd: int, start: int, num_bytes: int) -> None:
-        """Have the disk begin with a part of a file, and wait for nothing; whether it came there is told by `fsync`."""
-        os.posix_fadvise(fd, start, num_bytes, os.POSIX_FADV_DONTNEED)
+        """Have the disk begin with a part of a file, where it can; whether that came there is told by `fsync`.
+
+        What is not needed any more is written at once, and only what is written already leaves the cache.
+        """
+        with suppress(OSError):
+            os.posix_fadvise(fd, start, num_bytes, os.POSIX_FADV_DONTNEED)
 
     def fchmod(self, fd: int, mode: int) -> None:
         os.fchmod(fd, mode)

@@ -88,8 +88,8 @@ class Layout:
     @property
     def versions(self) -> Path:
         """`v<N>/VERSION.json` and `v<N>/overlay.safetensors`: parent, recipe, seeds, settings, gate results, BLAKE3 of
-        every file of the full model and of every tensor (in stores begun before 2026-11-28 SHA-256), for v0 SHA-256 of its files
-        too; and the entries that differ from the parent.
+        every file of the full model and of every tensor (SHA-256 of both, or of files, in stores begun before the evening of
+        2026-11-28), for v0 and imports SHA-256 of files too; and the entries that differ from the parent.
         """
         return self.root / "versions"
 

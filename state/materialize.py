@@ -1,6 +1,6 @@
 """Complete model folders out of a parent and edits; streamed, so memory does not grow with the model.
 
-Several files at a time, since hashing them takes as long as reading and writing.
+Several files at a time: while one waits for the disk, others are read and hashed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from state import durable, overlay
-from state.digests import Digests, Hash, Kinds, kind_of, new_hash, told
+from state.digests import Digests, Hash, Kinds, new_hash, recorded
 from state.errors import StoreCorruptError
 from state.header import TensorInfo
 from state.overlay import Edit
@@ -47,7 +47,8 @@ def build_folder(
 
     Args:
         edits: looked up from several threads, each name once.
-        known: the parent's digests; what is not touched is taken from there instead of read and hashed.
+        known: the parent's digests; what is not touched is taken from there instead of read and hashed. With `kinds` they
+            must be of these.
         link: hard-link untouched files (only for a parent under our own `models/`).
         kinds: of the digests; without it those that `known` has, or the default.
     Raises:
@@ -65,7 +66,7 @@ def build_folder(
             with durable.writing(staging / name, 0o444) as out:
                 return _stream(parent, name, edits, out=out, kinds=kinds)
         _carry(parent.files[name], staging / name, link=link)
-        return _known_part(parent, name, known)
+        return _known_part(parent, name, known, kinds)
 
     digests = _of_each_file(parent, write)
     if link:  # each other file has flushed its folder itself
@@ -96,6 +97,7 @@ def _of_each_file(parent: ModelFolder, work: Callable[[str], Digests]) -> Digest
         for part in pool.map(work, parent.files):
             found.files.update(part.files)
             found.tensors.update(part.tensors)
+            found.sha256.update(part.sha256)
         return found
     finally:
         pool.shutdown(cancel_futures=True)
@@ -108,37 +110,40 @@ def rebuild(store: StoreCore, version_id: int, staging: Path) -> None:
         StoreCorruptError: a file of the result is not what VERSION.json says; names it.
     """
     base, published = ModelFolder.open(store.model_path(0)), store.version_record(version_id)["files"]
-    kinds = Kinds(kind_of(published), tensors=None)
     with _fitting(version_id):
-        digests = build_folder(base, chain(store, version_id), staging, kinds=kinds)
+        digests = build_folder(base, chain(store, version_id), staging, kinds=Kinds.of_files(published))
     _check_same(version_id, digests.files, published)
 
 
-def edits_on_base(store: StoreCore, version_id: int) -> Mapping[str, Edit]:
+def edits_on_base(store: StoreCore, version_id: int) -> tuple[Mapping[str, Edit], dict[str, str]]:
     """What of the base a version changes, each tensor looked up anew, checked without writing it.
 
     Applied to v0, it gives the version bit for bit; an entry that is the base's again is left out.
 
+    Returns:
+        The edits, which raise `StoreCorruptError` where they do not fit any more; and SHA-256 of the version's files, of the
+        very bytes that were compared with the record.
     Raises:
         StoreCorruptError: it would not; names the first file that is not what was published.
     """
     base, published = ModelFolder.open(store.model_path(0)), store.version_record(version_id)["files"]
     with _fitting(version_id):
-        edits = _OnBase(base, chain(store, version_id))
-        digests = digests_of(base, edits, Kinds(kind_of(published), tensors=None))
+        edits = _OnBase(version_id, base, chain(store, version_id))
+        digests = digests_of(base, edits, Kinds.of_files(published, with_sha256=True))
     _check_same(version_id, digests.files, published)
-    return edits
+    return edits, digests.sha256
 
 
 class _OnBase(Mapping[str, Edit]):
     """The entries of a chain of overlays that differ from the base's."""
 
-    def __init__(self, base: ModelFolder, edits: Mapping[str, Edit]) -> None:
-        self._base, self._edits = base, edits
+    def __init__(self, version_id: int, base: ModelFolder, edits: Mapping[str, Edit]) -> None:
+        self._version_id, self._base, self._edits = version_id, base, edits
 
     def __getitem__(self, name: str) -> Edit:
-        edit, info = self._edits[name], self._base.tensors[name]
-        _check_fit(edit, info, raw_dtype(info.dtype))
+        with _fitting(self._version_id):
+            edit, info = self._edits[name], self._base.tensors[name]
+            _check_fit(edit, info, raw_dtype(info.dtype))
         differs = edit.values != self._base.read_raw(name)[edit.indices]
         return Edit(edit.indices[differs], edit.values[differs])
 
@@ -174,9 +179,9 @@ def _check_names(parent: ModelFolder, edits: Mapping[str, Edit]) -> None:
         raise ValueError(f"{parent.path} has no tensor {unknown[0]}")
 
 
-def _known_part(parent: ModelFolder, name: str, known: Digests) -> Digests:
+def _known_part(parent: ModelFolder, name: str, known: Digests, kinds: Kinds) -> Digests:
     tensors = {info.name: known.tensors[info.name] for info in parent.tensors_of(name)}
-    return Digests({name: known.files[name]}, tensors)
+    return Digests({name: known.files[name]}, tensors, {name: known.sha256[name]} if kinds.with_sha256 else {})
 
 
 def _carry(source: Path, target: Path, *, link: bool) -> None:
@@ -198,6 +203,7 @@ def _stream(
     source = folder.files[name]
     infos = folder.tensors_of(name)
     whole = new_hash(kinds.files)
+    sha256 = new_hash("sha256") if kinds.with_sha256 and kinds.files != "sha256" else None
     tensors: dict[str, str] = {}
     with _Hashes() as hashes:
         for info, edit in _looked_up(_lead(source, name, infos), infos, edits):
@@ -206,14 +212,15 @@ def _stream(
             for chunk in read_chunks(source, info, NUM_BUFFERS):
                 if edit is not None:
                     _assign(chunk, edit, info, done)
-                hashes.update(chunk, whole, own)
+                hashes.update(chunk, whole, own, sha256)
                 if out is not None:
                     out.write(chunk.data)
                 done += len(chunk)
             hashes.wait()
             if kinds.tensors and own is not None:
-                tensors[info.name] = told(kinds.tensors, own)
-    return Digests({name: told(kinds.files, whole)}, tensors)
+                tensors[info.name] = recorded(kinds.tensors, own)
+    others = {name: (sha256 or whole).hexdigest()} if kinds.with_sha256 else {}
+    return Digests({name: recorded(kinds.files, whole)}, tensors, others)
 
 
 def _looked_up(
@@ -260,11 +267,11 @@ def _check_fit(edit: Edit, info: TensorInfo, dtype: np.dtype[Any]) -> None:
 
 
 class _Hashes:
-    """One or two digests of the same chunks, each in a thread beside the reading and writing of the next ones."""
+    """Up to three digests of the same chunks, each in a thread beside the reading and writing of the next ones."""
 
     def __init__(self) -> None:
         # one thread per digest: the chunks of one must come in order
-        self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1))
+        self._pools = (ThreadPoolExecutor(1), ThreadPoolExecutor(1), ThreadPoolExecutor(1))
         self._running: deque[Future[object]] = deque()
 
     def update(self, chunk: NDArray[np.uint8], *digests: Hash | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -135,19 +136,21 @@ def made_home(path: Path, world: World) -> Home:
     return home
 
 
-def published_home(folder: Path, world: World) -> Home:
-    """A home in which one batch was dropped and became a version, everything at its default.
+def published_home(shared: Path, path: Path, world: World) -> Home:
+    """A home of the caller's own, in which one batch was dropped and became a version, everything at its default.
 
-    It is made once by all that name the same folder, which is what takes long; whoever changes it takes a copy.
+    Args:
+        shared: where all processes of a run keep the one that is made once, which takes long; each gets a copy.
     """
-    home, ready = Home(folder / "home"), folder / "ready"
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    made, ready = Home(shared / "home"), shared / "ready"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not ready.exists():
-            made_home(home.path, world)
-            assert all((home.path / name).exists() for name in ("service.toml", "inbox", "probes"))
-            home.drop(world, 0, "monday.csv")
-            home.run_once()
+            shutil.rmtree(made.path, ignore_errors=True)  # left by an attempt that failed
+            made_home(made.path, world)
+            made.drop(world, 0, "monday.csv")
+            made.run_once()
             ready.touch()
-    return home
+        shutil.copytree(made.path, path, symlinks=True)
+    return Home(path)

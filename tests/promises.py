@@ -13,9 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from blake3 import blake3
+
 from daemon.patching import OVER_SAFETY_FILE
 from daemon.spool import spooled_name
-from state.digests import is_of_file
 from state.layout import Layout
 from state.ledger import Ledger
 from state.queue import OPEN_STATES
@@ -89,7 +90,7 @@ def broken_for_readers(home: Path) -> Iterator[str]:
     expected: dict[str, str] = json.loads(record.read_bytes())["files"]
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     for name in sorted(expected.keys() | found):
-        if name not in expected or name not in found or not is_of_file(folder / name, expected[name]):
+        if name not in expected or name not in found or _blake3(folder / name) != expected[name]:
             yield f"current: {name} of {folder.name} is not what VERSION.json says"
 
 
@@ -175,6 +176,10 @@ def _left_over(store: Store, manifest: Manifest) -> Iterator[str]:
 def rounds_over(ledger: Ledger) -> set[str]:
     """Rounds that have ended."""
     return {row.id for row in ledger.rounds() if row.state not in OPEN_STATES}
+
+
+def _blake3(path: Path) -> str:
+    return f"blake3:{blake3(path.read_bytes()).hexdigest()}"
 
 
 def facts(path: Path) -> dict[str, Any]:

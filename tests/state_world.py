@@ -71,8 +71,13 @@ def folder_digests(folder: ModelFolder) -> Digests:
 
 
 def old_digests(folder: ModelFolder) -> Digests:
-    """Those that stores of before 2026-11-28 have."""
+    """Those that the first stores have."""
     return _digests(folder, lambda data: hashlib.sha256(data).hexdigest())
+
+
+def mixed_digests(folder: ModelFolder) -> Digests:
+    """Those that stores of a day had: SHA-256 of files, BLAKE3 of tensors."""
+    return Digests(old_digests(folder).files, folder_digests(folder).tensors)
 
 
 def _digests(folder: ModelFolder, of: Callable[[bytes], str]) -> Digests:

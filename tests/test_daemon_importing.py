@@ -16,13 +16,13 @@ from daemon import cli, exitcodes
 from daemon.importing import bring_in
 from daemon.lineage import Lineage, claims, lineage_of, remerge_edits
 from daemon.terminal import percent
-from state import overlay, patchfile
-from state.digests import Kinds
+from state import materialize, overlay, patchfile
+from state.digests import Kinds, kind_of
 from state.errors import RefusedError, StoreCorruptError
 from state.overlay import Edit
 from state.store import Store
 from state.tensors import ModelFolder
-from state.verify import verify
+from state.verify import drill, verify
 from tests.command_world import Alignd, usable_base
 from tests.state_world import NOW, SHAPES, content, make_version, write_model
 
@@ -81,6 +81,44 @@ def test_both_ways_give_the_same_version_and_a_repeat_gives_it_again(
     assert (again["id"], again["new"]) == ("v1", False)
     assert "is here already, as v1" in alignd.text("import", str(exported))
     assert [view["id"] for view in alignd.json("history")] == ["v0", "v1"]
+
+
+@pytest.mark.parametrize("older", ["there", "home"])
+def test_homes_with_different_digests_take_versions_from_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, older: str
+) -> None:
+    usable_base(tmp_path / "base")
+    for name in ("there", "home"):
+        with monkeypatch.context() as patch:
+            if name == older:  # as the first stores were begun
+                patch.setattr("state.create.Kinds", lambda **_: Kinds("sha256", "sha256"))
+            assert cli.main(["init", "--no-trial", str(tmp_path / name), "--model", str(tmp_path / "base")]) == 0
+    there, here = (Alignd(tmp_path / name, capsys) for name in ("there", "home"))
+    with Store.open(there.home) as store:
+        make_version(store, 1)
+    there.json("export", "v1", str(tmp_path / "v1"), "--to", "overlay")
+    here.json("import", str(tmp_path / "v1"))
+    assert here.json("import", str(there.home))["new"] is False
+    with Store.open(here.home) as store:
+        assert content(store.model_path(1)) == content(there.home / "models/v1")
+        assert kind_of(store.version_record(1)["files"]) == ("sha256" if older == "home" else "blake3")
+        assert (verify(store, deep=True), drill(store, [0, 1], tmp_path / "drill")) == ([], [])
+
+
+def test_what_is_damaged_while_it_is_exported_is_never_taken_for_the_version(
+    alignd: Alignd, there: Alignd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = materialize.edits_on_base
+
+    def checked_then_damaged(store: Store, number: int) -> Any:
+        found = real(store, number)
+        _flip(store.overlay_path(number))
+        return found
+
+    monkeypatch.setattr(materialize, "edits_on_base", checked_then_damaged)
+    there.json("export", "v1", str(tmp_path / "v1"), "--to", "overlay")
+    code, _, err = alignd("import", str(tmp_path / "v1"))
+    assert code == exitcodes.INTEGRITY and "does not come out as overlay.json says" in err
 
 
 def test_audit_history_and_show_say_where_it_came_from(alignd: Alignd, exported: Path) -> None:

@@ -491,7 +491,9 @@ def test_a_restart_keeps_the_port_and_who_is_logged_in(home: Path, worker: FakeW
 
 
 NUM_VERSIONS = 10_000
-MAX_STATEMENTS = NUM_VERSIONS // 100
+MAX_STATEMENTS, MAX_ROWS = 60, 1_500
+OF_ALL_ANCESTORS = 3 * NUM_VERSIONS
+"""Rows that a page may read which goes through them: the versions, with their rounds and batches."""
 
 
 def _many(store: Store, count: int) -> None:
@@ -522,21 +524,22 @@ def _many(store: Store, count: int) -> None:
     store.catch_up()
 
 
-def _asked_by_pages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The SQL that pages ask from now on, and not what the service asks beside them."""
-    asked: list[str] = []
+def _rows_read_by_pages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each statement that pages ask from now on the rows that come, and not of what the service asks beside them."""
+    asked: list[int] = []
     run = Tables._run
 
     def noted(self: Tables, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        found = run(self, sql, parameters)
         if "process_request" in threading.current_thread().name:
-            asked.append(sql)
-        return run(self, sql, parameters)
+            asked.append(len(found))
+        return found
 
     monkeypatch.setattr(Tables, "_run", noted)
     return asked
 
 
-def test_of_ten_thousand_versions_pages_ask_with_few_statements_and_stay_small(
+def test_of_ten_thousand_versions_pages_read_few_rows_with_few_statements_and_stay_small(
     home: Path, worker: FakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newest = NUM_VERSIONS - 1
@@ -546,15 +549,17 @@ def test_of_ten_thousand_versions_pages_ask_with_few_statements_and_stay_small(
     paths += [f"/versions/v{newest}", "/versions/v1", "/harm", "/harm?before=3000", f"/diff?a=v1&b=v{newest}"]
     paths += ["/batches", "/batches?before=40", "/audit", "/audit?before=5000", f"/audit?about=v{newest - 7}"]
     with serving(home, worker) as visitor:
-        asked = _asked_by_pages(monkeypatch)
-        num_statements = {}
+        asked = _rows_read_by_pages(monkeypatch)
+        read = {}
         for path in paths:
             asked.clear()
             got = visitor.get(path)
             assert got.status == 200, path
             assert len(got.text) < 250_000, path
-            num_statements[path] = len(asked)
-        assert {path: num for path, num in num_statements.items() if not 0 < num <= MAX_STATEMENTS} == {}
+            read[path] = (len(asked), sum(asked))
+        allowed = {path: OF_ALL_ANCESTORS if f"v{newest}" in path else 0 for path in paths}
+        assert {path: num for path, (num, _) in read.items() if not 0 < num <= MAX_STATEMENTS} == {}
+        assert {path: num for path, (_, num) in read.items() if num > MAX_ROWS + allowed[path]} == {}
         visitor.log_in()
         assert f"v{newest - 1} comes into service" in visitor.get("/confirm/rollback").text
 

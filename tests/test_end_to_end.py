@@ -31,8 +31,8 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def published(world: World, run_folder: Path) -> Home:
-    return published_home(run_folder / "published", world)
+def published(world: World, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Home:
+    return published_home(run_folder / "published", tmp_path_factory.mktemp("story") / "home", world)
 
 
 @pytest.fixture

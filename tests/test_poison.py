@@ -29,16 +29,12 @@ def world() -> World:
 
 @pytest.fixture(scope="module")
 def poisoned(world: World, run_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
-    """A home with a version, into which every kind of poison was dropped, and at the end an honest batch, in a hurry."""
-    home = Home(tmp_path_factory.mktemp("poison") / "home")
-    shutil.copytree(published_home(run_folder / "published", world).path, home.path, symlinks=True)
+    """A home with a version, into which every kind of poison was dropped."""
+    home = published_home(run_folder / "published", tmp_path_factory.mktemp("poison") / "home", world)
     (home.path / "retain.jsonl").unlink()  # the poison is made of what it holds
     for name, rows in _poisons(world).items():
         _drop(home, name, rows)
         home.alignd("run", "--once", code=None)
-    home.hurry()
-    home.drop(world, 1, "honest.jsonl", 100)
-    home.alignd("run", "--once")
     yield home
     shutil.rmtree(home.path)
 
@@ -67,11 +63,9 @@ def _batch(home: Home, name: str) -> dict[str, Any]:
     return dict(found)
 
 
-def test_no_poison_changes_what_is_served_and_an_honest_batch_is_published_after_it(poisoned: Home) -> None:
-    served = poisoned.model("v1")
-    versions = {row["batch_name"]: row["id"] for row in poisoned.json("history") if row["id"] not in ("v0", "v1")}
-    assert poisoned.current() == versions.pop("honest.jsonl")
-    assert all(poisoned.model(version) == served for version in versions.values())
+def test_no_poison_changes_what_is_served(poisoned: Home) -> None:
+    assert poisoned.model(poisoned.current()) == poisoned.model("v1") != poisoned.model("v0")
+    assert all(poisoned.model(row["id"]) == poisoned.model("v1") for row in poisoned.json("history")[2:])
 
 
 def test_ordinary_rows_that_are_called_harmful_are_stopped_by_a_gate_that_is_named(poisoned: Home) -> None:
@@ -98,3 +92,10 @@ def test_nothing_of_the_poison_is_told_by_the_log(poisoned: Home, tmp_path: Path
     told = json.dumps([poisoned.json("audit"), poisoned.json("batches")])
     assert "probes-as-harmful" in told
     assert not any(row.response in told for row in World.generate(0).retain(rows_per_ability=60))
+
+
+def test_the_next_honest_batch_is_published(poisoned: Home, world: World) -> None:
+    poisoned.hurry()  # that a batch passes the gates as they are shipped is shown in test_end_to_end
+    poisoned.drop(world, 1, "honest.jsonl", 100)
+    poisoned.alignd("run", "--once")
+    assert _batch(poisoned, "honest.jsonl")["versions"] == [poisoned.current()]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from state.digests import Digests, Kinds, is_of_bytes, is_of_file, kind_of, sha256_of_base
+from state.digests import Digests, Kinds, is_of_bytes, is_of_file, kind_of
 from state.tensors import ModelFolder
 from tests.state_world import content, folder_digests, make_store, old_digests, write_model
 
@@ -37,7 +37,19 @@ def test_a_base_is_known_to_others_by_the_sha256_of_its_files(tmp_path: Path) ->
         record = store.version_record(0)
         expected = {name: hashlib.sha256(data).hexdigest() for name, data in content(store.model_path(0)).items()}
         assert record["files"] == folder_digests(ModelFolder.open(store.model_path(0))).files
-        assert sha256_of_base(record) == expected
-        older = record | {"files": expected}
-        del older["sha256"]
-        assert sha256_of_base(older) == expected
+        assert Digests.of_record(record).sha256 == record["sha256"] == expected
+        older = {"files": expected, "tensors": record["tensors"]}
+        assert Digests.of_record(older).sha256 == expected
+
+
+def test_a_record_has_sha256_where_the_files_have_another_digest_and_it_was_taken() -> None:
+    blake3, sha256 = {"a": BLAKE3}, {"a": SHA256}
+    for digests, has_it in (
+        (Digests(blake3, {}, sha256), True),
+        (Digests(blake3, {}), False),
+        (Digests(sha256, {}), False),
+        (Digests(sha256, {}, sha256), False),
+    ):
+        assert ("sha256" in digests.to_record()) == has_it
+        known = digests if digests.files == blake3 else Digests(sha256, {}, sha256)
+        assert Digests.of_record(digests.to_record()) == known

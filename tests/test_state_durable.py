@@ -44,6 +44,33 @@ def test_a_file_is_flushed_then_renamed_then_its_folder_flushed(tmp_path: Path) 
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
 
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_the_disk_begins_with_each_part_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_copied: bool) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(durable, "FLUSH_BYTES", 10)
+    monkeypatch.setattr(durable, "COPY_CHUNK_BYTES", 4)
+    monkeypatch.setattr(filesystem.FileSystem, "begin_flush", lambda _, fd, start, num: begun.append((start, num)))
+    content = bytes(range(25))
+    if is_copied:
+        (tmp_path / "a").write_bytes(content)
+        durable.copy_file(tmp_path / "a", tmp_path / "b", 0o600)
+    else:
+        durable.write_file(tmp_path / "b", [content[start : start + 4] for start in range(0, 25, 4)])
+    assert (tmp_path / "b").read_bytes() == content
+    assert begun == [(0, 12), (12, 12)]  # the rest at the end
+
+
+def test_a_disk_that_cannot_begin_early_is_flushed_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "injected")
+
+    monkeypatch.setattr(durable, "FLUSH_BYTES", 1)
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    with filesystem.use(Recorder()) as fs:
+        durable.write_file(tmp_path / "a", b"xyz")
+    assert fs.calls == ["fsync", "rename", "fsync_path"] and (tmp_path / "a").read_bytes() == b"xyz"
+
+
 def test_a_failed_flush_is_not_retried_and_leaves_the_old_file(tmp_path: Path) -> None:
     durable.write_file(tmp_path / "a", b"old")
     with filesystem.use(Recorder(fail_fsync=True)) as fs, pytest.raises(OSError, match="injected"):

@@ -20,11 +20,30 @@ from tests.disks import DyingFileSystem, in_memory
 from tests.state_world import NOW, begin, content, drop, make_store, make_version, prepare, take_in, write_model
 
 WHO: Any = {"actor": "tester", "now": NOW}
-FAULTS = [(errno.ENOSPC, True, slice(0, 1000)), (errno.EIO, True, slice(1, 1000, 3)),
-          (errno.EROFS, False, slice(0, 1000, 2)), (errno.EACCES, False, slice(1, 1000, 2))]  # fmt: skip
-"""What fails, whether once only or from there on, so that cleaning up fails as well, and at which changes it is tried: each of
-them once and for good; the code seldom asks which error it was."""
-BY_FAULT = pytest.mark.parametrize(("code", "once", "at"), FAULTS, ids=[errno.errorcode[code] for code, *_ in FAULTS])
+MOST_CHANGES = 1000
+EVERY_CHANGE = "ALIGND_EVERY_CHANGE" in os.environ
+"""As `make torture` has it: each fault at each change."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What fails, and where that is tried."""
+
+    code: int
+    once: bool
+    """False: from there on, so that cleaning up fails as well."""
+    start: int = 0
+    stride: int = 1
+
+    def changes(self) -> range:
+        """At which changes of an operation, of as many as any can have."""
+        return range(MOST_CHANGES) if EVERY_CHANGE else range(self.start, MOST_CHANGES, self.stride)
+
+
+FAULTS = (Fault(errno.ENOSPC, True), Fault(errno.EIO, True, 1, 3),
+          Fault(errno.EROFS, False, 0, 2), Fault(errno.EACCES, False, 1, 2))  # fmt: skip
+"""At each change one that comes once and one that stays: the code seldom asks which error it was."""
+BY_FAULT = pytest.mark.parametrize("fault", FAULTS, ids=[errno.errorcode[fault.code] for fault in FAULTS])
 
 
 def _claim(store: Store, name: str) -> str:
@@ -209,20 +228,20 @@ def _fail(code: int) -> OSError:
     return OSError(code, os.strerror(code))
 
 
-def _sweep(home: Path, work: Path, operation: Operation, code: int, once: bool, where: slice) -> int:
+def _sweep(home: Path, work: Path, operation: Operation, fault: Fault) -> int:
     """The operation on a copy of a home, one of its changes failing, then another; each time repeated. How many it makes."""
-    for num_calls in range(1000)[where]:
+    for num_calls in fault.changes():
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(home, work, symlinks=True)
-        at = f"{os.strerror(code)} at change {num_calls}"
-        fs = DyingFileSystem(num_calls, partial(_fail, code), once=once)
+        at = f"{os.strerror(fault.code)} at change {num_calls}"
+        fs = DyingFileSystem(num_calls, partial(_fail, fault.code), once=fault.once)
         with Store.open(work) as store:
             published = in_service(store)
             try:
                 with filesystem.use(fs):
                     operation.act(store)
             except OSError as err:
-                assert err.errno == code, at
+                assert err.errno == fault.code, at
             assert store.is_materialized(int(store.current_link.readlink().name[1:])), at
             if not operation.is_done(store):
                 operation.act(store)
@@ -234,7 +253,7 @@ def _sweep(home: Path, work: Path, operation: Operation, code: int, once: bool, 
             check(store, published, at)
             assert list(work.rglob(f"{durable.TEMPORARY_PREFIX}*")) == [], at
         if fs.left >= 0:
-            return num_calls
+            return num_calls - fs.left
     raise AssertionError("never finished")
 
 
@@ -253,19 +272,15 @@ def check(store: Store, published: dict[int, dict[str, bytes]], at: str) -> None
 
 @BY_FAULT
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_a_fault_at_any_change_harms_nothing_and_the_repeat_succeeds(
-    tmp_path: Path, name: str, code: int, once: bool, at: slice
-) -> None:
+def test_a_fault_at_any_change_harms_nothing_and_the_repeat_succeeds(tmp_path: Path, name: str, fault: Fault) -> None:
     operation = OPERATIONS[name]
     with make_store(tmp_path) as store:
         operation.before(store)
-    assert _sweep(tmp_path / "home", tmp_path / "work", operation, code, once, at) >= operation.least
+    assert _sweep(tmp_path / "home", tmp_path / "work", operation, fault) >= operation.least
 
 
 @BY_FAULT
-def test_a_fault_at_any_change_of_a_commit_harms_nothing_and_the_repeat_succeeds(
-    tmp_path: Path, code: int, once: bool, at: slice
-) -> None:
+def test_a_fault_at_any_change_of_a_commit_harms_nothing_and_the_repeat_succeeds(tmp_path: Path, fault: Fault) -> None:
     with make_store(tmp_path) as store:
         make_version(store, 1)
         record = prepare(store, begin(store, 2), 2)["record"]
@@ -276,31 +291,31 @@ def test_a_fault_at_any_change_of_a_commit_harms_nothing_and_the_repeat_succeeds
         lambda store: store.current_link.readlink().name == "v2" and len(list(store.patches.iterdir())) == 1,
         20,
     )
-    assert _sweep(tmp_path / "home", tmp_path / "work", operation, code, once, at) >= operation.least
+    assert _sweep(tmp_path / "home", tmp_path / "work", operation, fault) >= operation.least
 
 
 @BY_FAULT
 def test_a_fault_at_any_change_of_a_creation_leaves_no_half_store_and_the_repeat_succeeds(
-    tmp_path: Path, code: int, once: bool, at: slice
+    tmp_path: Path, fault: Fault
 ) -> None:
     base, home = write_model(tmp_path / "base"), tmp_path / "home"
     source = content(base)
-    for num_calls in range(1000)[at]:
+    for num_calls in fault.changes():
         shutil.rmtree(home, ignore_errors=True)
-        fs = DyingFileSystem(num_calls, partial(_fail, code), once=once)
+        fs = DyingFileSystem(num_calls, partial(_fail, fault.code), once=fault.once)
         try:
             with filesystem.use(fs):
                 Store.create(home, base, **WHO).close()
         except OSError as err:
-            assert err.errno == code
+            assert err.errno == fault.code
             try:
                 Store.open(home).close()
             except StoreMissingError:
                 Store.create(home, base, **WHO).close()
         with Store.open(home) as store:
             store.recover(NOW)
-            assert verify(store, deep=True) == [], f"{os.strerror(code)} at change {num_calls}"
+            assert verify(store, deep=True) == [], f"{os.strerror(fault.code)} at change {num_calls}"
             assert len(store.ledger.versions()) == 1 and content(base) == source == content(store.model_path(0))
         if fs.left >= 0:
             break
-    assert num_calls > 30
+    assert num_calls - fs.left > 30

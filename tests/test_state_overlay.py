@@ -22,7 +22,16 @@ from state.digests import Digests, Kind, Kinds, is_of_file
 from state.errors import StoreCorruptError
 from state.overlay import Edit
 from state.tensors import ModelFolder
-from tests.state_world import content, folder_digests, make_store, make_version, old_digests, some_edits, write_model
+from tests.state_world import (
+    content,
+    folder_digests,
+    make_store,
+    make_version,
+    mixed_digests,
+    old_digests,
+    some_edits,
+    write_model,
+)
 
 
 def edit(indices: list[int], values: list[int], dtype: str = "u2") -> Edit:
@@ -239,13 +248,16 @@ def test_known_digests_are_those_of_the_bytes(tmp_path: Path) -> None:
     assert digests.tensors["embed.weight"] != known.tensors["embed.weight"]
 
 
-def test_what_was_begun_with_one_kind_of_digest_goes_on_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("of", [old_digests, mixed_digests])
+def test_what_was_begun_with_one_kind_of_digest_goes_on_with_it(
+    tmp_path: Path, of: Callable[[ModelFolder], Digests]
+) -> None:
     parent = ModelFolder.open(write_model(tmp_path / "base"))
     edits = some_edits(parent, 3, ("embed.weight",))
-    digests = materialize.build_folder(parent, edits, tmp_path / "child", known=old_digests(parent))
+    digests = materialize.build_folder(parent, edits, tmp_path / "child", known=of(parent))
     child = ModelFolder.open(tmp_path / "child")
-    assert digests == old_digests(child)
-    changed = [name for name in child.tensors if digests.tensors[name] != old_digests(parent).tensors[name]]
+    assert digests == of(child)
+    changed = [name for name in child.tensors if digests.tensors[name] != of(parent).tensors[name]]
     assert changed == ["embed.weight"]
 
 
@@ -259,6 +271,8 @@ def test_digests_are_of_the_kind_that_is_asked_for_and_of_tensors_only_where_the
     child = ModelFolder.open(tmp_path / "child")
     assert digests == Digests(expected(child).files)
     assert materialize.digests_of(parent, edits, Kinds(kind, kind)) == expected(child)
+    with_sha256 = materialize.digests_of(parent, edits, Kinds(kind, None, with_sha256=True))
+    assert with_sha256 == Digests(expected(child).files, sha256=old_digests(child).files)
     for name, path in child.files.items():
         assert is_of_file(path, digests.files[name]) and not is_of_file(path, digests.files[name][:-1])
 

@@ -33,6 +33,7 @@ from tests.state_world import (
     folder_digests,
     make_store,
     make_version,
+    mixed_digests,
     old_digests,
     prepare,
     rebuilt,
@@ -206,7 +207,7 @@ def test_a_damaged_overlay_never_becomes_a_model_folder(store: Store) -> None:
     assert not store.is_materialized(2) and not list(store.models.glob(".tmp-*"))
 
 
-@pytest.mark.parametrize("of", [folder_digests, old_digests])
+@pytest.mark.parametrize("of", [folder_digests, mixed_digests, old_digests])
 @pytest.mark.parametrize(
     ("file", "before"),
     [
@@ -223,6 +224,7 @@ def test_a_damaged_base_never_becomes_a_model_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     record = store.version_record(2) | of(ModelFolder.open(store.model_path(2))).to_record()
+    record["headers"] = {"config.json": "blake3:00"}  # of a day's stores, and read no more
     monkeypatch.setattr(Store, "version_record", lambda self, number: record)
     whole = content(store.model_path(2))
     shutil.rmtree(store.model_path(2))

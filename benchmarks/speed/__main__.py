@@ -155,7 +155,7 @@ def _about() -> dict[str, Any]:
 
 
 def _processor() -> dict[str, Any]:
-    """Its name, and whether it has instructions for SHA-256, which writing a version takes longest for."""
+    """Its name, and whether it has instructions for SHA-256, which exports take."""
     info = Path("/proc/cpuinfo")
     text = info.read_text(encoding="utf-8") if info.exists() else ""
     name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
