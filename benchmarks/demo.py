@@ -72,7 +72,9 @@ def main() -> int:
 
 def make_home(world: World) -> None:
     """`alignd init`, and the probe files that a team would have."""
-    shutil.rmtree(HOME, ignore_errors=True)
+    if HOME.exists():
+        print(f"the home of an earlier demo, {HOME.relative_to(ROOT)}, is replaced")
+        shutil.rmtree(HOME, ignore_errors=True)
     HOME.parent.mkdir(exist_ok=True)
     run_alignd("init", str(HOME), "--model", str(MODEL), "--yes", config=None)
     probes = HOME / "probes"

@@ -171,6 +171,7 @@ def _show_batch(context: Context, store: Store, found: BatchRow | DuplicateRow) 
     row = found if isinstance(found, BatchRow) else store.find_batch(found.sha256)
     versions = [version.id for version in store.ledger.versions_of(row.sha256)]
     view = views.batch_view(row, versions, store.ledger.duplicates()) | {"interrupted": _is_interrupted(store, row)}
+    view["rounds"] = [tried.id for tried in store.ledger.rounds_of(row.sha256)]
     view["duplicate"] = {"name": found.name, "at": found.at} if isinstance(found, DuplicateRow) else None
     from daemon import render_show
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -106,8 +107,13 @@ def _optional(asks: bool, given: str | None, name: str, accept: Callable[[str], 
     return ask(_QUESTIONS[name], lambda text: accept(text) if text else default) if asks else default
 
 
+def _place(text: str) -> Path:
+    """Where that is; without `..`, which would lead elsewhere once a folder on the way is renamed."""
+    return Path(os.path.normpath(Path(text).expanduser().absolute()))
+
+
 def _free_place(text: str) -> Path:
-    home = Path(text).expanduser().absolute()
+    home = _place(text)
     if is_source(home):
         raise CommandError(
             exitcodes.FAILED, f"{home} holds the source of alignd; nothing was changed", "name a new folder"
@@ -122,7 +128,7 @@ def _usable_base(text: str, *, with_trial: bool) -> tuple[Path, list[Check]]:
     """The model's folder, with what was looked at in it."""
     from daemon.basemodel import check_base
 
-    path = Path(text).expanduser().absolute()
+    path = _place(text)
     num_entries = sum(tensor.num_entries for tensor in check_base(path).tensors.values())
     checks = [Check("model", "ok", f"{num_entries:,} finite entries in safetensors, tokenizer and chat template")]
     if with_trial:
@@ -140,7 +146,7 @@ def _usable_rows(context: Context, home: Path, name: str) -> Callable[[str], Pat
         from daemon.asking import tell
         from daemon.probes import read
 
-        path, target = Path(text).expanduser().absolute(), home / ROWS[name]
+        path, target = _place(text), home / ROWS[name]
         rows, _ = read(path)
         if not rows:
             raise CommandError(exitcodes.CONFIG, f"{path} holds no rows", "one JSON object a line is expected")

@@ -26,7 +26,7 @@ def revert(context: Context, args: argparse.Namespace) -> Answer:
         notes = [*_without_service(store), *(() if is_anew else _resting_on(store, row))]
     others = "learns all other batches anew, together" if is_anew else "merges the other rounds again"
     told = f"{row.id} is queued: it takes {version_name(row.target)} out and {others}"
-    return Answer(round_view(row), (told,), notes=tuple(notes))
+    return Answer(round_view(row), (told, _where_told(row)), notes=tuple(notes))
 
 
 def consolidate(context: Context, args: argparse.Namespace) -> Answer:
@@ -35,7 +35,11 @@ def consolidate(context: Context, args: argparse.Namespace) -> Answer:
         row = store.request_consolidation(actor=context.actor, reason=args.reason, now=utc_now())
         notes = tuple(_without_service(store))
     told = f"{row.id} is queued: it learns all batches of {version_name(row.parent)} anew, together"
-    return Answer(round_view(row), (told,), notes=notes)
+    return Answer(round_view(row), (told, _where_told(row)), notes=notes)
+
+
+def _where_told(row: RoundRow) -> str:
+    return f"`alignd show {row.id}` tells what comes of it"
 
 
 def _without_service(store: Store) -> Iterator[str]:

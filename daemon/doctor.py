@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from daemon.basemodel import check_text_side
 from daemon.checks import Check
 from daemon.command import Context
-from daemon.config import Config, ConfigError, GatesSection
+from daemon.config import Config, ConfigError, GateSection, GatesSection
 from state import durable
 from state.digests import is_of_file
 from state.errors import StoreError
@@ -65,15 +65,19 @@ def _judge(home: Path, config: Config) -> Check:
 def _gates(config: Config) -> Check:
     """Gates that reject nothing, of those that do by default."""
     usual, chosen = GatesSection(), config.gates
-    off = [
-        name
-        for name in GatesSection.__struct_fields__
-        if getattr(usual, name).klass == "required" and getattr(chosen, name).klass != "required"
-    ]
+    required = [name for name in GatesSection.__struct_fields__ if getattr(usual, name).klass == "required"]
+    off = [name for name in required if not _can_reject(getattr(chosen, name))]
     if not off:
         return Check("gates", "ok", "all that are required by default are")
     what = f"{', '.join(off)}: measured, and nothing is rejected for it"
-    return Check("gates", "warn", what, 'class = "required" in [gates.NAME], which is the default, turns each on')
+    advice = 'class = "required" in [gates.NAME] and bounds within 0 to 1, as by default, turn each on'
+    return Check("gates", "warn", what, advice)
+
+
+def _can_reject(gate: GateSection) -> bool:
+    """Whether there is a rate, from 0 to 1, that does not pass."""
+    bounds = [bound for bound in (gate.max, gate.max_regression, gate.max_drift) if bound is not None and bound < 1]
+    return gate.klass == "required" and (bool(bounds) or bool(gate.min))
 
 
 def _signers(context: Context, config: Config) -> Iterator[Check]:

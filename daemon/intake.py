@@ -250,7 +250,7 @@ def _first_rows(stats: dict[str, Any], kept: Sequence[Row]) -> tuple[str, ...]:
     """One sentence that says where to look first: at rows that were dropped, else at those that are too few."""
     found = [f"{why.replace('_', ' ')} ({places})" for why, places in stats["dropped_at"].items()]
     if found:
-        return (f"Dropped first: {', '.join(found)}.",)
+        return (f"dropped first: {', '.join(found)}",)
     return (f"usable first: {_places(kept[:_MAX_SHOWN])}",) if kept else ()
 
 

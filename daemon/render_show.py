@@ -147,6 +147,10 @@ def _duplicate_text(view: View) -> str:
     return printable(f"{name} is a duplicate of {known}:")
 
 
+def _rounds_text(rounds: Sequence[str]) -> str:
+    return f"{', '.join(rounds)}; `alignd show {rounds[-1]}` has the last one's gates" if rounds else NOTHING
+
+
 def batch_lines(view: View, style: Style) -> list[str]:
     """Everything a person asks about one batch."""
     head = wrapped(_duplicate_text(view), style, indent=2) if view.get("duplicate") else []
@@ -158,6 +162,7 @@ def batch_lines(view: View, style: Style) -> list[str]:
             ("received", when(view["received"])),
             ("size", f"{size(view['num_bytes'])} in {view['num_files']} file(s)"),
             ("versions", ", ".join(view["versions"]) or NOTHING),
+            ("rounds", _rounds_text(view.get("rounds", ()))),
             ("attempts", str(view["attempts"])),
             ("reason", printable(view["reason"])),
             ("repeats", printable(", ".join(f"{again['name']} {when(again['at'])}" for again in view["duplicates"]))),

@@ -131,6 +131,8 @@ def _consolidate(round_: Round) -> Outcome:
         lineage = lineage.without_batch(store.version(row.target).batch or "")
     if not lineage.batches:
         return _nothing_left(round_)
+    if row.target is None and len(lineage.batches) == 1:  # a revert came first
+        return Outcome("rejected", (f"v{row.parent} was made from 1 batch: there is nothing to learn together",))
     batches = earlier_batches(store, round_.config, lineage, round_.files)
     merge = _learn_together(round_, lineage, batches)
     return _judge(round_, _open_bench(round_, batches), batches, merge, lineage=lineage.consolidated(merge["patch"]))

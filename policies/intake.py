@@ -214,12 +214,12 @@ def _decide(num_rows: int, num_kept: int, dropped: Mapping[str, int], config: In
         reasons.append(
             f"{copied} of {num_rows} rows are copies of probe prompts, more than "
             f"{config.max_probe_copy_rate:.0%}: the gates could no longer judge what was learnt. "
-            "Take those rows out of the batch or out of the probes."
+            "Take those rows out of the batch or out of the probes"
         )
     if num_kept < config.min_rows:
+        advice = "" if reasons else ". Gather more rows into one batch and drop it again, or lower inbox.min_rows"
         reasons.append(
-            f"{num_kept} of {num_rows} rows are usable, at least {config.min_rows} are needed"
-            f"{_listed(dropped)}. Gather more rows into one batch and drop it again, or lower min_rows"
+            f"{num_kept} of {num_rows} rows are usable, at least {config.min_rows} are needed{_listed(dropped)}{advice}"
         )
     if reasons:
         return Decision(False, tuple(reasons))

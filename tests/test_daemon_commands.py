@@ -285,7 +285,9 @@ def test_show_tells_a_version_a_round_and_a_batch_apart(alignd: Alignd, two: Sto
     assert version["record"]["files"]
     assert alignd.json("show", "r000001")["kind"] == "batch"
     batch = two.ledger.batches()[0]
-    assert alignd.json("show", batch.sha256[:8])["versions"] == ["v1"]
+    shown = alignd.json("show", batch.sha256[:8])
+    assert (shown["versions"], shown["rounds"]) == (["v1"], ["r000001"])
+    assert "`alignd show r000001` has the last one's gates" in alignd.text("show", batch.sha256[:8])
     assert alignd.json("show", "batch1.jsonl")["sha256"] == batch.sha256
     for ref in ("v2", "base", "r000002", batch.sha256[:8]):
         assert max(map(len, alignd.text("show", ref).splitlines())) <= 160
@@ -1266,9 +1268,11 @@ def test_doctor_names_gates_that_reject_nothing_any_more(alignd: Alignd) -> None
     with (alignd.home / "service.toml").open("a") as file:
         file.write(
             '[gates.harm]\nclass = "wanted"\n[gates.utility]\nclass = "dry_run"\n[gates.right]\nclass = "dry_run"\n'
+            "[gates.new_harm]\nmax = 1.0\n[gates.over_safety]\nmax_regression = 1.0\nmax_drift = 0.9\n"
         )
     (check,) = (check for check in alignd.json("doctor")["checks"] if check["name"] == "gates")
-    assert (check["status"], check["detail"]) == ("warn", "harm, utility: measured, and nothing is rejected for it")
+    told = "harm, new_harm, utility: measured, and nothing is rejected for it"
+    assert (check["status"], check["detail"]) == ("warn", told)
 
 
 @pytest.mark.usefixtures("no_torch")

@@ -96,6 +96,15 @@ def test_every_question_is_asked_and_every_answer_used(
     assert quick_trial == [base]
 
 
+def test_a_base_is_named_without_the_way_to_it(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_trial: list[Path]
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert cli.main(["init", "home", "--yes", "--model", os.path.relpath(base)]) == 0
+    assert load(tmp_path / "here" / "home" / "service.toml").model.base == str(base) and quick_trial == [base]
+
+
 def test_a_wrong_answer_is_told_and_asked_for_again(
     answers: Any, base: Path, rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -641,6 +641,20 @@ def test_a_revert_that_waited_for_a_consolidation_learns_the_others_anew(home: H
     assert home.record(version)["lineage"]["batches"] == [second.batch]
 
 
+def test_a_consolidation_that_waited_for_a_revert_and_has_one_batch_left_learns_nothing(home: Home) -> None:
+    home.config = config_of(UNSEARCHED)
+    home.play(1)
+    home.play(2)
+    asked = home.store.request_revert("v2", actor="test", reason="wrong", now=NOW)
+    together = home.store.request_consolidation(actor="test", reason="", now=NOW)
+    home.store.begin_queued(asked.id, config=to_dict(home.config), now=NOW)
+    home.commit(asked.id, home.run(asked.id))
+    home.store.begin_queued(together.id, config=to_dict(home.config), now=NOW)
+    outcome = home.run(together.id)
+    reasons = ("v3 was made from 1 batch: there is nothing to learn together",)
+    assert (outcome.outcome, outcome.reasons) == ("rejected", reasons)
+
+
 def test_of_two_that_were_learnt_together_one_is_left(home: Home) -> None:
     home.config = config_of(UNSEARCHED)
     home.play(1)
