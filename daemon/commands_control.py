@@ -137,7 +137,9 @@ def reject(context: Context, args: argparse.Namespace) -> Answer:
     """Says no to the version that waits for approval."""
     with context.store() as store:
         row = store.reject(args.ref, actor=context.actor, now=utc_now(), reason=args.reason)
-    return Answer({"id": row.name, "state": row.state}, (f"{row.name} is rejected",))
+        others = [version.name for version in store.ledger.versions("awaiting_approval")]
+    notes = (f"still to be decided: {', '.join(others)}",) if others else ()
+    return Answer({"id": row.name, "state": row.state}, (f"{row.name} is rejected",), notes=notes)
 
 
 def pause(context: Context, args: argparse.Namespace) -> Answer:

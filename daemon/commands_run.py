@@ -51,7 +51,17 @@ def run(context: Context, args: argparse.Namespace) -> Answer:
     told = [ending for key, ending in endings(context).items() if _is_news(ending, before.get(key))]
     told += _waiting(context, service.held_back, service.waits)
     code = exitcodes.DEGRADED if any(map(_is_unpublished, told)) else code
-    return Answer(told, tuple(render.endings_lines(told, context.style)) or ("nothing came to an end",), code)
+    lines = tuple(render.endings_lines(told, context.style)) or ("nothing came to an end",)
+    return Answer(told, lines, code, notes=() if told else _held_up(context))
+
+
+def _held_up(context: Context) -> tuple[str, ...]:
+    """Which person a next batch would wait for."""
+    from daemon.submit import waits_for
+
+    with context.store() as store:
+        person = waits_for(store)
+    return (f"no round starts: {printable(person)}",) if person else ()
 
 
 def _is_news(ending: View, earlier: View | None) -> bool:

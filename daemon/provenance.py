@@ -13,6 +13,7 @@ from state.store import Store
 from state.tensors import ModelFolder, read_object
 
 _GATE_KEYS: Final = ("name", "class", "verdict", "value", "low", "high", "num_samples")
+_BOUND_KEYS: Final = ("max", "min", "max_regression", "max_drift")
 _METHOD_KEYS: Final = ("order", "backend", "sparse_fraction")
 
 
@@ -39,7 +40,9 @@ def gather(store: Store, row: VersionRow, view: View, *, base_name: str) -> View
         "dtypes": sorted({info.dtype for info in base.tensors.values()}),
         "judge": judge_text(record) or judge_of(view["metrics"]),
         "axes": view["axes"],
-        "gates": [{key: gate[key] for key in _GATE_KEYS} for gate in view["gates"]],
+        "gates": [
+            {key: gate[key] for key in _GATE_KEYS} | {"bounds": _bounds(record, gate["name"])} for gate in view["gates"]
+        ],
         "touched": view["touched"],
         "touched_by_layer": view["touched_by_layer"],
         "method": _method(record),
@@ -60,6 +63,12 @@ def _ancestor(store: Store, row: VersionRow) -> View:
         "touched_fraction": row.touched_fraction,
         "record": row.record,
     }
+
+
+def _bounds(record: View, gate: str) -> dict[str, float]:
+    """What the gate held the figure against, by the names of its settings."""
+    settings = ((record.get("config") or {}).get("gates") or {}).get(gate) or {}
+    return {key: settings[key] for key in _BOUND_KEYS if settings.get(key) is not None}
 
 
 def _method(record: View) -> View:

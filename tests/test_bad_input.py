@@ -339,6 +339,17 @@ def test_once_prints_what_waits_and_why(desk: Desk, once: Once) -> None:
     assert f"waits: {waiting['reason']}" == " ".join(out.split("queued")[1].split())
 
 
+def test_once_tells_what_a_next_batch_would_wait_for(
+    desk: Desk, once: Once, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once()
+    with Store.open(desk.home) as store:
+        store.pause(reason="the disk is swapped", actor="test", now=NOW)
+    assert cli.main(["-c", str(desk.home), "run", "--once", "--log-format", "json"]) == exitcodes.OK
+    found = capsys.readouterr()
+    assert found.out == "nothing came to an end\n" and "no round starts: paused (the disk is swapped)" in found.err
+
+
 def test_once_prints_a_duplicate_and_what_it_is_one_of(desk: Desk, once: Once) -> None:
     for name in ("a.jsonl", "b.jsonl"):
         drop(desk.home, name, lines(rows()).decode())

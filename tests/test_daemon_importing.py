@@ -121,6 +121,14 @@ def test_what_is_damaged_while_it_is_exported_is_never_taken_for_the_version(
     assert code == exitcodes.INTEGRITY and "does not come out as overlay.json says" in err
 
 
+def test_of_two_that_wait_one_is_rejected_and_the_other_told(alignd: Alignd, there: Alignd) -> None:
+    for ref in ("v1", "v2"):
+        alignd.json("import", str(there.home), "--ref", ref)
+    code, out, err = alignd("reject")
+    assert (code, out) == (0, "v2 is rejected\n") and "still to be decided: v1" in err
+    assert "still" not in alignd("reject")[2]
+
+
 def test_audit_history_and_show_say_where_it_came_from(alignd: Alignd, exported: Path) -> None:
     alignd.json("import", str(exported))
     line = alignd.json("audit")[-1]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from daemon import cli, exitcodes, plots, report_facts, report_page
+from daemon import cli, exitcodes, modelcard, plots, provenance, report_facts, report_page
 from daemon.commands_explain import version_view
 from daemon.terminal import number
 from state.rows import VersionRow
@@ -267,3 +267,14 @@ def test_show_of_a_sparse_record_leaves_out_what_is_not_there(alignd: Alignd) ->
     assert "training" not in text
     assert "gates" not in text
     assert "`alignd report v1`" in text
+
+
+@pytest.mark.parametrize("ref", ["v0", "v1"])
+def test_the_card_that_leaves_the_home_has_the_bounds_of_each_gate(played: Home, ref: str) -> None:
+    row = played.store.resolve(ref)
+    version = provenance.gather(played.store, row, version_view(played.store, row), base_name="base")
+    lines = [line.split(" | ")[:3] for line in modelcard.card(version, "hf").splitlines()]
+    found = [line[1:] for line in lines if line[0] == "| harm"]
+    gate = played.config.gates.harm
+    bounds = f"max {gate.max}, max_regression {gate.max_regression}"
+    assert found == ([] if ref == "v0" else [[gate.klass, bounds]])
