@@ -135,6 +135,14 @@ def test_a_batch_with_many_probe_copies_is_refused(copies: int, accepted: bool) 
     assert accepted or "copies of probe prompts" in result.decision.reasons[0]
 
 
+def test_of_copied_probes_nobody_is_told_to_gather_more() -> None:
+    rows = [pair(f"zorb {place} ?", "vek lum") for place in range(50)]
+    result = screened(rows, config=IntakeConfig(), probe_prompts={normalised(row.messages[0].content) for row in rows})
+    copied, too_few = result.decision.reasons
+    assert copied.endswith("Take those rows out of the batch or out of the probes")
+    assert too_few == "0 of 50 rows are usable, at least 40 are needed; dropped: 50 copied from a probe"
+
+
 def test_a_token_limit_without_a_counter_is_an_error_of_the_caller() -> None:
     with pytest.raises(ValueError, match="num_tokens"):
         screened([GOOD], config=IntakeConfig(max_prompt_tokens=5))
