@@ -167,6 +167,7 @@ def _store_or_none(context: Context) -> Store | None:
 
 
 def _submitted(context: Context, drops: Sequence[Submitted], fates: Sequence[Fate], notes: tuple[str, ...]) -> Answer:
+    from daemon.submit import UNFINISHED
     from state.queue import RETRY_STATES
 
     listed: list[dict[str, Any]] = [asdict(drop) for drop in drops]
@@ -174,7 +175,8 @@ def _submitted(context: Context, drops: Sequence[Submitted], fates: Sequence[Fat
     for i, drop in enumerate(drops):
         text = f"{drop.batch[:12]}  {printable(drop.name)}"
         if drop.known_as:
-            text += f"  known already, not dropped again ({drop.known_as})"
+            was = "" if fates and drop.known_as in UNFINISHED else f" ({drop.known_as})"  # what it came to follows
+            text += f"  known already, not dropped again{was}"
         if drop.known_as in RETRY_STATES:
             text += f"; `alignd retry {drop.batch[:12]}` queues it again"
         if fates:

@@ -1109,6 +1109,16 @@ def test_submit_of_known_content_names_retry_only_where_it_is_taken(
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_submit_of_queued_content_tells_what_it_came_to_and_not_what_it_was(
+    alignd: Alignd, store: Store, tmp_path: Path
+) -> None:
+    store.claim_batch(drop(store, "zorp\n", "b1.jsonl"), name="b1.jsonl", **WHO)
+    (tmp_path / "again.jsonl").write_text("zorp\n")
+    assert "known already, not dropped again (queued)" in alignd.text("submit", str(tmp_path / "again.jsonl"))
+    _, out, _ = alignd("submit", "--wait", str(tmp_path / "again.jsonl"))
+    assert "known already, not dropped again no_service: the batch waits" in " ".join(out.split())
+
+
 def test_submit_of_content_that_was_deleted_drops_it_and_waits_for_the_new_batch(
     alignd: Alignd, store: Store, tmp_path: Path
 ) -> None:
