@@ -244,11 +244,14 @@ def short_id(name: str) -> str:
     return printable(name[:_ID_CHARS] if is_long else name)
 
 
-def _audit_note(details: Mapping[str, Any]) -> str:
-    """Why, which tag, and whether a version that was committed came into service by that."""
+def _audit_note(view: View) -> str:
+    """Why, which tag, whether a version that was committed came into service by that, and how a revert is to be made."""
+    details = view["details"]
     published = "published" if details.get("published") is True else ""
     tag = f"@{details['tag']}" if details.get("tag") else ""
-    return "; ".join(filter(None, (published, printable(tag), printable(str(details.get("reason") or "")))))
+    is_anew = view["action"] == "revert_requested" and details.get("kind") == "consolidation"
+    anew = "learns the others anew" if is_anew else ""
+    return "; ".join(filter(None, (published, anew, printable(tag), printable(str(details.get("reason") or "")))))
 
 
 def audit_lines(rows: Sequence[View], style: Style) -> list[str]:
@@ -263,5 +266,5 @@ def audit_lines(rows: Sequence[View], style: Style) -> list[str]:
         ]
         for view in rows
     ]
-    notes = [_audit_note(view["details"]) for view in rows]
+    notes = [_audit_note(view) for view in rows]
     return noted_table(["SEQ", "AT", "WHO", "DID", "WHAT"], cells, notes, style, right="SEQ", flexible="WHO,WHAT")

@@ -138,7 +138,7 @@ class Requests(Queue):
         )
 
     def _ask(self, row: RoundRow, action: str, subject: str, *, actor: str, now: str) -> RoundRow:
-        details = {"round": row.id, "reason": row.reason}
+        details = {"round": row.id, "kind": row.kind, "reason": row.reason}
         with self._transaction(action, subject, actor=actor, now=now, details=details):
             return self.ledger.save(row)
 

@@ -418,6 +418,7 @@ def test_a_revert_of_what_was_learnt_together_says_that_it_trains(alignd: Alignd
     assert "it takes v1 out and learns all other batches anew, together" in alignd.text("revert", "v1")
     assert "it takes v4 out and merges the other rounds again" in alignd.text("revert", "v4")
     assert "it takes v2 out and learns all other batches anew" in alignd.text("revert", "v2", "--anew")
+    assert "learns the others anew; reverted by hand" in " ".join(alignd.text("audit").split())
     assert "3: revert of v1, revert of v4, revert of v2" in alignd.text("status")
 
 

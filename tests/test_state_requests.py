@@ -157,7 +157,8 @@ def test_a_revert_that_waits_can_be_made_one_that_learns_anew(store: Store) -> N
     assert (anew.id, anew.kind, anew.reason) == (queued.id, "consolidation", "wrong, anew")
     assert store.ledger.rounds("queued") == [anew]
     line = audit.read(store)[-1]
-    assert (line.action, line.details) == ("revert_requested", {"round": queued.id, "reason": "wrong, anew"})
+    told = {"round": queued.id, "kind": "consolidation", "reason": "wrong, anew"}
+    assert (line.action, line.details) == ("revert_requested", told)
     for is_anew in (False, True):
         with pytest.raises(RefusedError, match="v1 is reverted already, or about to be"):
             store.request_revert("v1", is_anew=is_anew, reason="", **WHO)
