@@ -6,11 +6,9 @@ Hot commands must start fast, so nothing heavy is imported here; commands import
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import re
-import sqlite3
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
@@ -35,13 +33,13 @@ from daemon import (
     commands_store,
     commands_tasks,
     commands_upgrade,
+    complaint,
     completion,
     exitcodes,
 )
 from daemon.command import Answer, Command, CommandError, Context, check_home, service_file_of
 from daemon.completion import let_complete
 from daemon.terminal import printable, style_of
-from state import errors
 
 GROUPS: Final[tuple[tuple[str, tuple[Command, ...]], ...]] = (
     (
@@ -73,29 +71,9 @@ GROUP_PURPOSES: Final = {
     "probes": "Fill the probe files",
 }
 
-# A subclass stands before its root.
-_CODES: Final[tuple[tuple[type[BaseException], int], ...]] = (
-    (errors.StoreMissingError, exitcodes.NO_STORE),
-    (errors.LockedError, exitcodes.LOCKED),
-    (errors.NotFoundError, exitcodes.NOT_FOUND),
-    (errors.RefusedError, exitcodes.REFUSED),
-    (errors.StoreCorruptError, exitcodes.INTEGRITY),
-    (errors.SchemaError, exitcodes.OTHER_SCHEMA),
-    (errors.ModelFormatError, exitcodes.CONFIG),
-    (errors.StoreError, exitcodes.FAILED),
-    (sqlite3.DatabaseError, exitcodes.FAILED),
-    (OSError, exitcodes.FAILED),
-)
-# What can be done about an error that does not say it itself.
-_HINTS: Final[tuple[tuple[type[BaseException], str], ...]] = (
-    (errors.StoreCorruptError, "`alignd verify --deep` names what is damaged, and how it is mended"),
-    (errors.ModelFormatError, "copy the model again"),
-    (sqlite3.DatabaseError, "`alignd verify` says whether it is damaged; then it is restored from a backup"),
-)
 _WRONG_WORD: Final = re.compile(
     r"argument (?P<what>COMMAND|ACTION): invalid choice: '(?P<word>.*)' \(choose from (?P<known>.*)\)", re.DOTALL
 )
-_EXPECTED: Final[tuple[type[BaseException], ...]] = (CommandError, *(kind for kind, _ in _CODES))
 
 
 class Parser(argparse.ArgumentParser):
@@ -154,12 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print(*_run(words))
     except BrokenPipeError:
         return _hush_stdout()
-    except _EXPECTED as err:
-        return _report(err, as_json=as_json)
+    except complaint.EXPECTED as err:
+        return complaint.report(err, as_json=as_json)
     except ValueError as err:
-        if not _is_config_error(err):
+        if not complaint.is_config_error(err):
             raise
-        return _report(err, as_json=as_json)
+        return complaint.report(err, as_json=as_json)
     except KeyboardInterrupt:
         return exitcodes.INTERRUPTED
     except SystemExit as stop:  # argparse: --help and --version
@@ -192,50 +170,6 @@ def _hush_stdout() -> int:
     # the reader has seen enough; keep the interpreter from complaining when it closes stdout
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exitcodes.OK
-
-
-def _report(err: BaseException, *, as_json: bool) -> int:
-    code, message, hint = _code_of(err), printable(_message_of(err)), printable(_hint_of(err))
-    if as_json:
-        print(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), file=sys.stderr)
-    else:
-        print(f"alignd: {message}{'; ' if hint else ''}{hint}", file=sys.stderr)
-    return code
-
-
-def _code_of(err: BaseException) -> int:
-    if isinstance(err, CommandError):
-        return err.code
-    if _is_config_error(err):
-        return exitcodes.CONFIG
-    return next((code for kind, code in _CODES if isinstance(err, kind)), exitcodes.FAILED)
-
-
-def _is_config_error(err: BaseException) -> bool:
-    # a config error can only come from a module that is loaded by then
-    config = sys.modules.get("daemon.config")
-    return config is not None and isinstance(err, config.ConfigError)
-
-
-def _message_of(err: BaseException) -> str:
-    if isinstance(err, OSError) and err.strerror:
-        return f"{err.filename}: {err.strerror}" if err.filename else err.strerror
-    if isinstance(err, sqlite3.DatabaseError):
-        return f"the ledger cannot be used: {err}"
-    return str(err)
-
-
-def _hint_of(err: BaseException) -> str:
-    if isinstance(err, OSError):
-        return {
-            errno.ENOSPC: "make room, for instance with `alignd gc`",
-            errno.EACCES: "run it as the user that owns the home, for instance with `sudo -u alignd`",
-            errno.EROFS: "the file system is read-only: mount it for writing, or name another place",
-            errno.ENOENT: "name one that is there",
-            errno.EIO: "the disk failed: the kernel's log (`dmesg`) says how",
-        }.get(err.errno or 0, "")
-    hint: str = getattr(err, "hint", "")
-    return hint or next((text for kind, text in _HINTS if isinstance(err, kind)), "")
 
 
 class _Version(argparse.Action):

@@ -29,7 +29,7 @@ class FileSystem:
     def begin_flush(self, fd: int, start: int, num_bytes: int) -> None:
         """Have the disk begin with a part of a file, where it can; whether that came there is told by `fsync`.
 
-        What is not needed any more is written at once, and only what is written already leaves the cache.
+        Linux begins to write what is said not to be needed, and takes out of its cache only what is written already.
         """
         with suppress(OSError):
             os.posix_fadvise(fd, start, num_bytes, os.POSIX_FADV_DONTNEED)
